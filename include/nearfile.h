@@ -1,0 +1,384 @@
+/* nearfile: the near copy of a far file.   SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * A program hands over callbacks that read a remote file (S3, HDFS, HTTP, anything) and gets a file object back. What was read
+ * once is served from a sparse file on the local disk, shared by the threads, processes and forked children of the machine, and
+ * kept for the next run.
+ *
+ *     static int32_t read_at(void *c, uint64_t offset, void *buf, size_t len, size_t *out_len) {
+ *       ssize_t n = pread(*(int *)c, buf, len, (off_t)offset);
+ *       if (n < 0) return errno;
+ *       *out_len = (size_t)n;
+ *       return 0;
+ *     }
+ *     ...
+ *     nearfile_source source = {.struct_size = sizeof source, .user_data = &fd, .read_at = read_at};
+ *     nearfile_options options = {.struct_size = sizeof options, .key = "s3://bucket/data.zip", .version = etag, .size = size};
+ *     nearfile_cache *cache;
+ *     nearfile_file *file;
+ *     if (nearfile_cache_open("/nvme/cache", NULL, &cache) || nearfile_open(cache, &source, &options, &file)) goto failed;
+ *     int64_t n = nearfile_pread(file, buf, sizeof buf, 4096);
+ *     nearfile_close(file);
+ *     nearfile_cache_close(cache);
+ *
+ * Results. int32_t: 0 or a negative nearfile_status. int64_t: a count or position >= 0, or a negative nearfile_status.
+ *   nearfile_last_error tells this thread's last failure in a sentence. A fault of the cache itself (a full disk, a damaged index, a
+ *   stuck process) is no failure: the bytes come from the source.
+ * Structs that the caller fills begin with struct_size; set it to sizeof, and everything that is not named to zero.
+ * Threads. Every function may be called from any thread; a close must be the handle's last call.
+ * Fork. Handles opened before fork() work in the child, whose misses open connections of their own; close them there or not.
+ *
+ * Hard limits
+ *   - Linux, local file systems with hole punching (ext4, xfs, btrfs, tmpfs). Never put a cache directory on NFS or FUSE.
+ *   - The remote file must not change under one version: give its ETag or generation as version, and another content is another
+ *     near copy. What the source returns under one version is trusted.
+ *   - The mirror of a file is never written, renamed or truncated by anyone else; a truncated index kills who has it mapped.
+ *   - Files up to 2^63 - 1 bytes, pages of 1 byte to 1 GiB, 2^40 pages a file, keys up to 4,096 bytes, versions up to 1,024.
+ *   - A callback must not longjmp, fork or read the same file through nearfile.
+ */
+
+
+#ifndef NEARFILE_H
+#define NEARFILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Version of this header: major.
+#define NEARFILE_VERSION_MAJOR 0
+
+// Version of this header: minor. While major is 0, another minor may change the ABI.
+#define NEARFILE_VERSION_MINOR 1
+
+// Version of this header: patch.
+#define NEARFILE_VERSION_PATCH 0
+
+// No lines.
+#define NEARFILE_LOG_OFF 0
+
+// A defect of the library.
+#define NEARFILE_LOG_ERROR 1
+
+// The cache could not do its work; reads go on from the source.
+#define NEARFILE_LOG_WARN 2
+
+// Something worth knowing once.
+#define NEARFILE_LOG_INFO 3
+
+// What the library is doing.
+#define NEARFILE_LOG_DEBUG 4
+
+// nearfile_source.flags: read_at keeps no state of its own, so a forked child may use the parent's connection.
+#define NEARFILE_SOURCE_FORK_SAFE 1
+
+// nearfile_options.size: asked of the source at open.
+#define NEARFILE_SIZE_UNKNOWN UINT64_MAX
+
+// nearfile_options.mode: whole pages are fetched and kept.
+#define NEARFILE_PAGED 0
+
+// nearfile_options.flags: compare a page's checksum at every hit, not at its first of a session; for disks that are not trusted.
+#define NEARFILE_VERIFY_ALWAYS 4
+
+// nearfile_options.flags: do not compare pages of a session that was opened after a clean close.
+#define NEARFILE_TRUST_CLEAN 8
+
+// From the start of the file, as SEEK_SET.
+#define NEARFILE_SEEK_SET 0
+
+// From the position, as SEEK_CUR.
+#define NEARFILE_SEEK_CUR 1
+
+// From the end of the file, as SEEK_END.
+#define NEARFILE_SEEK_END 2
+
+// What functions return: 0 or more is success. The numbers never change and are never reused.
+typedef enum nearfile_status {
+  // Done.
+  NEARFILE_OK = 0,
+  // An argument is out of its range; nearfile_last_error says which, and what would do.
+  NEARFILE_ERROR_ARGUMENT = -1,
+  // The operating system refused something that has no way around it; os_errno tells.
+  NEARFILE_ERROR_IO = -2,
+  // A callback of the source failed (source_code is what it returned) or returned what cannot be.
+  NEARFILE_ERROR_SOURCE = -3,
+  // The source ended before the size given at open.
+  NEARFILE_ERROR_SHORT_SOURCE = -4,
+  // A frozen file misses the bytes.
+  NEARFILE_ERROR_FROZEN = -5,
+  // A forked child needs a connection, and the source has no open.
+  NEARFILE_ERROR_FORKED = -6,
+  // A path is taken.
+  NEARFILE_ERROR_EXISTS = -7,
+  // The program's own progress callback ended it.
+  NEARFILE_ERROR_CANCELLED = -8,
+  // This version does not have it.
+  NEARFILE_ERROR_UNSUPPORTED = -9,
+  // Not enough memory.
+  NEARFILE_ERROR_NO_MEMORY = -10,
+  // A defect in nearfile: please report it.
+  NEARFILE_ERROR_INTERNAL = -99,
+} nearfile_status;
+
+// A cache directory, open. Used from any thread, and in children forked after it was opened.
+typedef struct nearfile_cache nearfile_cache;
+
+// An open near copy. Used from any thread and in children forked after it was opened; one position a handle.
+typedef struct nearfile_file nearfile_file;
+
+// This thread's last failure.
+typedef struct nearfile_error {
+  // sizeof(nearfile_error), set by the caller.
+  size_t struct_size;
+  // A nearfile_status; 0 where nothing has failed on this thread.
+  int32_t status;
+  // The system's errno; 0 where it had none.
+  int32_t os_errno;
+  // What the source's callback returned; 0 where none failed.
+  int64_t source_code;
+  // One sentence, UTF-8, terminated, cut to fit.
+  char message[256];
+} nearfile_error;
+
+// Receives lines of the log: a level (NEARFILE_LOG_...) and one line of UTF-8, valid during the call. Called on any thread; must
+// not throw, and must not call nearfile.
+typedef void (*nearfile_log_callback)(void *user_data, int32_t level, const char *message);
+
+// Choices for a cache directory, as this process uses it. Zero means the default.
+typedef struct nearfile_cache_options {
+  // sizeof(nearfile_cache_options), set by the caller.
+  size_t struct_size;
+  // The directory's limit, bytes. Not in this version: 0.
+  uint64_t size_limit;
+  // Bytes of the file system to keep free. Not in this version: 0.
+  uint64_t min_free;
+  // Bytes a page, 1 to 1 GiB; 0: 1 MiB.
+  uint64_t page_size;
+  // The most that one source read asks for, bytes, 1 to 1 GiB; 0: 8 MiB. Absent pages side by side become one read up to here.
+  uint64_t max_fetch_bytes;
+  // What happens at the limit. Not in this version: 0.
+  uint32_t when_full;
+  // No flag in this version: 0.
+  uint32_t flags;
+  // The longest wait for another's fetch of a page, milliseconds from its last progress; then the read goes to the source itself.
+  // 0: 10,000.
+  uint32_t wait_ms;
+  // Threads for reading ahead. Not in this version: 0.
+  uint32_t workers;
+} nearfile_cache_options;
+
+// Numbers of a file (this process's) or of a cache (of all processes, since the directory was made).
+typedef struct nearfile_stats {
+  // sizeof(nearfile_stats), set by the caller.
+  size_t struct_size;
+  // Reads of which every page was present.
+  uint64_t hits;
+  // Reads of which at least one page was not.
+  uint64_t misses;
+  // Reads that waited for another's fetch.
+  uint64_t waits;
+  // Bytes asked for, within the file.
+  uint64_t bytes_asked;
+  // Bytes given.
+  uint64_t bytes_served;
+  // Calls of the source's read_at or read.
+  uint64_t source_reads;
+  // Bytes that those gave.
+  uint64_t source_bytes;
+  // Reads, sizes and opens of the source that failed.
+  uint64_t source_errors;
+  // Pages stored.
+  uint64_t pages_fetched;
+  // Pages whose checksum was compared with the mirror and matched.
+  uint64_t pages_verified;
+  // Pages whose checksum did not match; they were fetched again.
+  uint64_t checksum_failures;
+  // Reads that went to the source, wholly or in part, without being kept: a local fault or a stuck holder.
+  uint64_t passed_through;
+  // Pages given up for others.
+  uint64_t pages_evicted;
+  // Pages present now.
+  uint64_t cached_pages;
+  // Bytes of those.
+  uint64_t cached_bytes;
+  // The limit in force, bytes; 0: none.
+  uint64_t size_limit;
+} nearfile_stats;
+
+// A way to read a remote file: read_at, or read and seek; the rest may be NULL.
+//
+// Callbacks return 0, or a code of their own, which nearfile_error.source_code passes on. They may run on any thread that reads.
+// They must not longjmp, fork, or read the same file through nearfile. A C++ exception passes through to the C++ caller of the
+// read. *out_len holds a value that is refused before each call, so a callback that forgets it stores nothing.
+typedef struct nearfile_source {
+  // sizeof(nearfile_source), set by the caller.
+  size_t struct_size;
+  // NEARFILE_SOURCE_FORK_SAFE, or 0.
+  uint32_t flags;
+  // The most connections open at once in one process. 0: 16 for read_at; 1 for read and seek. 1: callbacks never overlap. Read
+  // and seek without open have 1 whatever is asked.
+  uint32_t max_connections;
+  // What open and release are given, and every other callback where there is no open.
+  void *user_data;
+  // Opens a connection: one socket, one FILE *. Called when first needed, in each process that needs one. A connection is used by
+  // one call at a time. NULL: the connection is user_data, on which read_at may run on several threads at once.
+  int32_t (*open)(void *user_data, void **out_connection);
+  // Reads up to len bytes (at least 1) at offset into buf and sets *out_len. Fewer is fine and is read on; 0 is an error.
+  int32_t (*read_at)(void *connection, uint64_t offset, void *buf, size_t len, size_t *out_len);
+  // Reads up to len bytes where seek went, likewise.
+  int32_t (*read)(void *connection, void *buf, size_t len, size_t *out_len);
+  // Moves by whence (NEARFILE_SEEK_...) and sets *out_position, bytes from the start.
+  int32_t (*seek)(void *connection, int64_t offset, int32_t whence, uint64_t *out_position);
+  // Closes a connection that open made, in the process that opened it.
+  void (*close)(void *connection);
+  // Called once, in the process that gave the source to nearfile_open, when the last file over it is closed. Not called where
+  // nearfile_open failed: user_data is the caller's still.
+  void (*release)(void *user_data);
+  // Sets *out_size, bytes. Asked for NEARFILE_SIZE_UNKNOWN only; NULL: seek to the end is asked instead.
+  int32_t (*size)(void *connection, uint64_t *out_size);
+} nearfile_source;
+
+// Which file, and how it is read. Zero means the default, but for size.
+typedef struct nearfile_options {
+  // sizeof(nearfile_options), set by the caller.
+  size_t struct_size;
+  // What names the remote file, 1 to 4,096 bytes, terminated. NULL: private, gone at close.
+  const char *key;
+  // What names its content (an ETag, a generation), up to 1,024 bytes. Another version is another near copy. NULL: "".
+  const char *version;
+  // Bytes, at most 2^63 - 1. 0 is an empty file. NEARFILE_SIZE_UNKNOWN: asked of the source.
+  uint64_t size;
+  // Bytes a page, 1 to 1 GiB; 0: the cache's. A near copy that exists keeps its own (nearfile_page_size).
+  uint64_t page_size;
+  // The most bytes kept of this file. Not in this version: 0.
+  uint64_t size_limit;
+  // NEARFILE_PAGED.
+  uint32_t mode;
+  // NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
+  uint32_t flags;
+  // With index_path: the mirror at a path of the program's choice, made if neither exists. Both or neither.
+  const char *data_path;
+  // With data_path: its index.
+  const char *index_path;
+} nearfile_options;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// The version of the library that runs: major << 16 | minor << 8 | patch.
+uint32_t nearfile_version(void);
+
+// The version of the library that runs, "major.minor.patch". Never freed.
+const char *nearfile_version_string(void);
+
+// The name of a status, "NEARFILE_ERROR_IO"; "NEARFILE_UNKNOWN_STATUS" for a number that is none. Never NULL, never freed.
+const char *nearfile_status_name(int32_t status);
+
+// What a status means, in one sentence. Never NULL, never freed. nearfile_last_error says more of one failure.
+const char *nearfile_status_message(int32_t status);
+
+// Copies this thread's last failure to *out_error, whose struct_size the caller has set. A success does not clear it.
+// Returns 0, or NEARFILE_ERROR_ARGUMENT.
+int32_t nearfile_last_error(struct nearfile_error *out_error);
+
+// Sends lines of level 1 to max_level (NEARFILE_LOG_...) to callback, for the whole process; NULL or NEARFILE_LOG_OFF: to nobody,
+// as at first. The previous callback may still be running on another thread when this returns. Threads: any.
+int32_t nearfile_set_log(nearfile_log_callback callback,
+                         void *user_data,
+                         int32_t max_level);
+
+// Opens a cache directory, making it (0700) if need be, and sets *out_cache; on failure to NULL.
+//
+// dir NULL: $XDG_CACHE_HOME/nearfile, else $HOME/.cache/nearfile. options NULL: the defaults. A directory that cannot be used
+// (unwritable, another user's, open to writing by others) is no failure: reads go to the source or to a copy of this process's own,
+// and the log says so. A path that names a file is NEARFILE_ERROR_ARGUMENT. Ended by nearfile_cache_close. Threads: any.
+int32_t nearfile_cache_open(const char *dir,
+                            const struct nearfile_cache_options *options,
+                            struct nearfile_cache **out_cache);
+
+// Ends a cache handle. Files opened through it stay usable. NULL does nothing.
+void nearfile_cache_close(struct nearfile_cache *cache);
+
+// Fills *out_stats, whose struct_size the caller has set, with the directory's numbers over all processes. Counts the present pages
+// in every index: milliseconds a file, not for a hot path. Threads: any.
+int32_t nearfile_cache_get_stats(const struct nearfile_cache *cache,
+                                 struct nearfile_stats *out_stats);
+
+// Opens the near copy of a remote file and sets *out_file; on failure to NULL, and source->user_data stays the caller's.
+//
+// The tables and strings are copied. Nothing is read from the source, but its size if that is unknown. cache may be NULL with
+// data_path and index_path. What stands in the way of a near copy (a full disk, a foreign file of the same name) is no failure:
+// the file is then cached for this process alone or read from the source, and the log says so. Ended by nearfile_close.
+// Threads: any. Calls source->open and size or seek where the size is unknown.
+int32_t nearfile_open(const struct nearfile_cache *cache,
+                      const struct nearfile_source *source,
+                      const struct nearfile_options *options,
+                      struct nearfile_file **out_file);
+
+// Opens another handle of the same file, at position 0, and sets *out_file. Ended by nearfile_close of its own. Threads: any.
+int32_t nearfile_dup(const struct nearfile_file *file,
+                     struct nearfile_file **out_file);
+
+// Closes a handle; NULL does nothing. The last one of a file calls source->close and release, and the last one on the machine makes
+// the near copy durable, which takes as long as the disk does. No other call on the handle may be under way.
+void nearfile_close(struct nearfile_file *file);
+
+// The size of the remote file, bytes; or NEARFILE_ERROR_ARGUMENT.
+int64_t nearfile_size(const struct nearfile_file *file);
+
+// Bytes a page, as the near copy has them; or NEARFILE_ERROR_ARGUMENT.
+int64_t nearfile_page_size(const struct nearfile_file *file);
+
+// Where the mirror is: a sparse file of which only what nearfile_extent calls cached may be read. For a private file a path below
+// /proc/self/fd that this process can open. The file's, valid until it is closed; NULL where nothing is kept.
+const char *nearfile_data_path(const struct nearfile_file *file);
+
+// Where the index is, likewise.
+const char *nearfile_index_path(const struct nearfile_file *file);
+
+// Reads len bytes at the position into buf and moves it. Returns the bytes read: len, less only at the end of the file, 0 past it;
+// or a status, and the position stays. Threads that share the handle get parts that follow each other. Calls the source for what
+// is not present.
+int64_t nearfile_read(const struct nearfile_file *file,
+                      void *buf,
+                      size_t len);
+
+// Moves the position by whence: NEARFILE_SEEK_SET, _CUR or _END. Past the end is fine, and reads there return 0. Returns the
+// position, or NEARFILE_ERROR_ARGUMENT, and it stays. Threads: any.
+int64_t nearfile_seek(const struct nearfile_file *file,
+                      int64_t offset,
+                      int32_t whence);
+
+// The position, bytes; or NEARFILE_ERROR_ARGUMENT.
+int64_t nearfile_tell(const struct nearfile_file *file);
+
+// Reads len bytes at offset into buf; the position does not matter and does not move. Returns the bytes read: len, less only at the
+// end of the file, 0 at or past it; or a status, and what is in buf is undefined. Calls the source for what is not present.
+// Threads: any, at once.
+int64_t nearfile_pread(const struct nearfile_file *file,
+                       void *buf,
+                       size_t len,
+                       uint64_t offset);
+
+// Sets *out_cached to 1 if the byte at offset is in the near copy, else 0, and *out_end to where that answer ends: a walk from 0 in
+// such steps, until out_end is the size, gives the whole picture. At or past the end: the size, and 0. Others may fetch and drop
+// pages meanwhile. Never calls the source. Threads: any.
+int32_t nearfile_extent(const struct nearfile_file *file,
+                        uint64_t offset,
+                        uint64_t *out_end,
+                        int32_t *out_cached);
+
+// Drops the pages that lie wholly in len bytes from offset (a range up to the end holds the short last page whole) and gives their
+// space back, except pages that are being fetched just now. Reads of others go on and fetch what they miss. Threads: any.
+int32_t nearfile_discard(const struct nearfile_file *file,
+                         uint64_t offset,
+                         uint64_t len);
+
+// Fills *out_stats, whose struct_size the caller has set, with this process's numbers of the file. Threads: any.
+int32_t nearfile_get_stats(const struct nearfile_file *file, struct nearfile_stats *out_stats);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* NEARFILE_H */

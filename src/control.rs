@@ -1,0 +1,130 @@
+//! `control`: what all processes that use a directory share about it. Its limit, its used bytes and the slots are laid out for the
+//! budget; counters and the directory's lock are used from the first day.
+
+use crate::format::{AT_COUNTERS, CONTROL_LEN, DIRECTORY_LOCK, Unreadable, check_control, encode_control};
+use crate::stats::COUNTS;
+use crate::sync::Ordering;
+use crate::sys::file::{self, Open};
+use crate::sys::fork::ChildCloses;
+use crate::sys::lock::{Kind, try_lock};
+use crate::sys::map::SharedMap;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+const NAME: &CStr = c"control";
+
+#[derive(Debug)]
+pub(crate) struct Control {
+    file: OwnedFd,
+    map: SharedMap,
+}
+
+/// The directory's lock, held until dropped.
+#[derive(Debug)]
+pub(crate) struct DirectoryLock {
+    _description: ChildCloses,
+}
+
+impl Control {
+    /// Opens a directory's `control`, making it if there is none; an error where it is foreign or cannot be used.
+    pub(crate) fn open(dir: BorrowedFd<'_>) -> io::Result<Control> {
+        for _ in 0..16 {
+            match file::open_at(Some(dir), NAME, Open::Existing) {
+                Ok(file) => match Control::check(&file)? {
+                    Ok(()) => return Control::map(file),
+                    Err(Unreadable::Foreign(what)) => return Err(io::Error::other(format!("`control` is foreign: {what}"))),
+                    // Torn by a power cut before its first sync: nothing in it was ever counted on.
+                    Err(Unreadable::Damaged(_)) => replace_damaged(dir, &file)?,
+                },
+                Err(error) if error.kind() == io::ErrorKind::NotFound => match make(dir) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => {}
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other("`control` is replaced again and again"))
+    }
+
+    fn check(file: &OwnedFd) -> io::Result<Result<(), Unreadable>> {
+        let stat = file::stat(file.as_fd())?;
+        if !stat.is_file() || !stat.is_ours() || stat.links > 1 {
+            return Ok(Err(Unreadable::Foreign("not a plain file of this user's alone".into())));
+        }
+        let mut bytes = [0; 64];
+        let len = file::read_at(file.as_fd(), &mut bytes, 0)?;
+        let length = if stat.size == CONTROL_LEN { Ok(()) } else { Err(Unreadable::Damaged("wrong length")) };
+        Ok(check_control(&bytes[..len]).and(length))
+    }
+
+    fn map(file: OwnedFd) -> io::Result<Control> {
+        file::allocate(file.as_fd(), 0..CONTROL_LEN)?;
+        let map = SharedMap::of(file.as_fd(), CONTROL_LEN)?;
+        Ok(Control { file, map })
+    }
+
+    pub(crate) fn count(&self, news: &[u64; COUNTS]) {
+        for (at, &new) in news.iter().enumerate() {
+            if new != 0 {
+                self.map.word(AT_COUNTERS + 8 * at as u64).fetch_add(new, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn counts(&self) -> [u64; COUNTS] {
+        std::array::from_fn(|at| self.map.word(AT_COUNTERS + 8 * at as u64).load(Ordering::Relaxed))
+    }
+
+    /// Locks the directory against other publishers and removers; `None` where one of them does not come to an end.
+    pub(crate) fn lock(&self, wait: Duration) -> io::Result<Option<DirectoryLock>> {
+        let description = ChildCloses::open(|| file::reopen(self.file.as_fd()))?;
+        let deadline = Instant::now() + wait;
+        while !try_lock(description.as_fd(), Kind::Exclusive, DIRECTORY_LOCK, 1)? {
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(Some(DirectoryLock { _description: description }))
+    }
+}
+
+/// Publishes a new `control`, or finds that another was faster.
+fn make(dir: BorrowedFd<'_>) -> io::Result<()> {
+    let name = temporary_name(&file::random()?);
+    let file = file::open_at(Some(dir), &name, Open::New)?;
+    let made = file::set_len(file.as_fd(), CONTROL_LEN)
+        .and_then(|()| file::allocate(file.as_fd(), 0..CONTROL_LEN))
+        .and_then(|()| file::write_at(file.as_fd(), &encode_control(), 0))
+        .and_then(|()| file::sync(file.as_fd()))
+        .and_then(|()| file::link_at(Some(dir), &name, NAME));
+    let _ = file::unlink_at(Some(dir), &name);
+    made
+}
+
+fn replace_damaged(dir: BorrowedFd<'_>, damaged: &OwnedFd) -> io::Result<()> {
+    let (now, then) = (file::stat_at(Some(dir), NAME)?, file::stat(damaged.as_fd())?);
+    if (now.device, now.inode) == (then.device, then.inode) {
+        file::unlink_at(Some(dir), NAME)?;
+    }
+    Ok(())
+}
+
+/// A name that nobody opens, for a file that is being filled in.
+pub(crate) fn temporary_name(random: &[u8; 16]) -> std::ffi::CString {
+    named(random, "tmp")
+}
+
+/// `<32 hexadecimal digits>.<ending>`.
+pub(crate) fn named(random: &[u8; 16], ending: &str) -> std::ffi::CString {
+    let mut name = hex(random);
+    name.push('.');
+    name.push_str(ending);
+    std::ffi::CString::new(name).unwrap_or_default()
+}
+
+pub(crate) fn hex(bytes: &[u8; 16]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,522 @@
+//! Naming, making, finding and replacing pairs. What is found is checked before it is used: nothing here follows a link, opens a
+//! device, uses another user's file or writes over a foreign one. What cannot be used costs the near copy, never the read.
+
+use crate::control::{Control, hex, named, temporary_name};
+use crate::error::{Error, Result};
+use crate::format::{Header, Unreadable};
+use crate::index::{self, Index};
+use crate::lock::{Entry, enter_session, share_session};
+use crate::log;
+use crate::mirror::Mirror;
+use crate::pair::{Pair, Place, new_header};
+use crate::range::Pages;
+use crate::sys::file::{self, Open, Stat};
+use std::ffi::{CStr, CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// What a file to open is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) version: &'a [u8],
+    pub(crate) pages: Pages,
+}
+
+impl Wanted<'_> {
+    fn matches(&self, header: &Header) -> bool {
+        self.key.is_none_or(|key| header.key == key) && header.version == self.version && header.size == self.pages.size
+    }
+
+    fn index_name(&self) -> Option<CString> {
+        let key = xxh3_128(self.key?).to_be_bytes();
+        let mut content = self.pages.size.to_be_bytes().to_vec();
+        content.extend_from_slice(self.version);
+        let name = format!("{}-{}.index", hex(&key), hex(&xxh3_128(&content).to_be_bytes()));
+        CString::new(name).ok()
+    }
+}
+
+/// A cache directory, open; or what is left of it where it cannot be used.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    fd: Option<Arc<OwnedFd>>,
+    /// None: pairs are private, as the directory is not ours alone or its `control` cannot be used.
+    control: Option<Control>,
+}
+
+/// What came of opening the files of a pair.
+enum Found {
+    Pair(Arc<Pair>),
+    /// It changed meanwhile.
+    Again,
+    /// Damaged: to be replaced.
+    Damaged(&'static str),
+    /// Somebody else's, or out of order in a way that we must not touch.
+    Unusable(String),
+}
+
+/// Rounds of finding and making before giving up: each lost one means that another process won it.
+const ROUNDS: u32 = 64;
+
+impl Directory {
+    /// `$XDG_CACHE_HOME/nearfile`, else `$HOME/.cache/nearfile`.
+    pub(crate) fn default_path() -> Result<PathBuf> {
+        let from = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        from("XDG_CACHE_HOME")
+            .or_else(|| from("HOME").map(|home| home.join(".cache")))
+            .map(|base| base.join("nearfile"))
+            .ok_or_else(|| {
+                Error::Argument(
+                    "no cache directory: neither XDG_CACHE_HOME nor HOME is an absolute path; give one to nearfile_cache_open"
+                        .into(),
+                )
+            })
+    }
+
+    pub(crate) fn open(path: &Path) -> Result<Directory> {
+        let name = c_path(path)?;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        let opened = made.and_then(|()| file::open_at(None, &name, Open::Directory));
+        let unusable = |error: &io::Error| {
+            log::warn(|| {
+                format!("cache directory {}: {error}: files are read from their sources, and nothing is kept", path.display())
+            });
+            Directory { path: path.to_owned(), fd: None, control: None }
+        };
+        let fd = match opened {
+            Ok(fd) => fd,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::EEXIST)) || path.is_file() => {
+                return Err(Error::Argument(format!(
+                    "cache directory {}: it, or a part of its path, is a file; name a directory",
+                    path.display()
+                )));
+            }
+            Err(error) => return Ok(unusable(&error)),
+        };
+        let stat = match file::stat(fd.as_fd()) {
+            Ok(stat) => stat,
+            Err(error) => return Ok(unusable(&error)),
+        };
+        let control = if !stat.is_dir() || !stat.is_ours() {
+            log::warn(|| {
+                let path = path.display();
+                format!(
+                    "cache directory {path} belongs to another user or can be written by others: files are cached for this process alone; `chmod go-w` your own directory to share it"
+                )
+            });
+            None
+        } else {
+            let control = Control::open(fd.as_fd());
+            control
+                .inspect_err(|error| {
+                    log::warn(|| format!("cache directory {}: {error}: files are cached for this process alone", path.display()))
+                })
+                .ok()
+        };
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        Ok(Directory { path, fd: Some(Arc::new(fd)), control })
+    }
+
+    pub(crate) fn control(&self) -> Option<&Control> {
+        self.control.as_ref()
+    }
+
+    /// The pair of a file, found or made; private where there is no key or the directory is not shared; `None` where nothing can be
+    /// kept, which the log explains.
+    pub(crate) fn pair(&self, wanted: Wanted<'_>, wait: Duration) -> Option<Arc<Pair>> {
+        let fd = self.fd.as_ref()?;
+        if let (Some(name), Some(control)) = (wanted.index_name(), &self.control) {
+            match self.keyed(fd, control, &name, wanted, wait) {
+                Ok(Found::Pair(pair)) => return Some(pair),
+                Ok(Found::Unusable(why)) => self.say_private(&name, &why),
+                Ok(Found::Again | Found::Damaged(_)) => self.say_private(&name, "it is replaced again and again"),
+                Err(error) => self.say_private(&name, &error.to_string()),
+            }
+        }
+        private(fd.as_fd(), wanted)
+            .inspect_err(|error| log::warn(|| format!("{}: no private file there ({error}): nothing is kept", self.path.display())))
+            .ok()
+    }
+
+    fn say_private(&self, name: &CStr, why: &str) {
+        log::warn(|| format!("{}: {why}: the file is cached for this process alone", self.place_of(name).display()));
+    }
+
+    fn place_of(&self, name: &CStr) -> PathBuf {
+        self.path.join(OsStr::from_bytes(name.to_bytes()))
+    }
+
+    fn keyed(&self, fd: &Arc<OwnedFd>, control: &Control, name: &CStr, wanted: Wanted<'_>, wait: Duration) -> io::Result<Found> {
+        for _ in 0..ROUNDS {
+            let found = match file::open_at(Some(fd.as_fd()), name, Open::Existing) {
+                Ok(index) => self.join(fd, name, index, wanted, wait)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.make(fd, control, name, wanted, wait)?,
+                Err(error) => Found::Unusable(error.to_string()),
+            };
+            match found {
+                Found::Again => {}
+                Found::Damaged(what) => self.replace(fd, control, name, wanted, what, wait)?,
+                found => return Ok(found),
+            }
+        }
+        Ok(Found::Again)
+    }
+
+    /// Opens the pair of an index that exists.
+    fn join(&self, fd: &Arc<OwnedFd>, name: &CStr, index: OwnedFd, wanted: Wanted<'_>, wait: Duration) -> io::Result<Found> {
+        let stat = file::stat(index.as_fd())?;
+        if let Some(why) = unfit(&stat) {
+            return Ok(Found::Unusable(why.into()));
+        }
+        if stat.links == 0 {
+            return Ok(Found::Again);
+        }
+        if let Some(pair) = Pair::find((stat.device, stat.inode)) {
+            return Ok(Found::Pair(pair));
+        }
+        let header = match index::read_header(index.as_fd(), &stat)? {
+            Ok(header) if wanted.matches(&header) => header,
+            Ok(_) => return Ok(Found::Unusable("another key has the same name".into())),
+            Err(Unreadable::Foreign(what)) => return Ok(Found::Unusable(what)),
+            Err(Unreadable::Damaged(what)) => return Ok(Found::Damaged(what)),
+        };
+        let data_name = named(&header.mirror, "data");
+        let mirror = match file::open_at(Some(fd.as_fd()), &data_name, Open::Existing) {
+            Ok(mirror) => mirror,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let still_there = file::stat(index.as_fd())?.links > 0;
+                return Ok(if still_there { Found::Damaged("its mirror is gone") } else { Found::Again });
+            }
+            Err(error) => return Ok(Found::Unusable(format!("its mirror: {error}"))),
+        };
+        let place = Place { data: self.place_of(&data_name), index: self.place_of(name), parents: vec![Arc::clone(fd)] };
+        enter(index, mirror, &header, place, wait)
+    }
+
+    /// Makes a pair under random names and publishes it; the index comes last and is the commit point.
+    fn make(&self, fd: &Arc<OwnedFd>, control: &Control, name: &CStr, wanted: Wanted<'_>, wait: Duration) -> io::Result<Found> {
+        let Some(_lock) = control.lock(wait)? else { return Ok(Found::Unusable("the directory's lock is stuck".into())) };
+        let random = file::random()?;
+        let (data_name, index_name) = (named(&random, "data"), temporary_name(&random));
+        let dir = Some(fd.as_fd());
+        let mirror = file::open_at(dir, &data_name, Open::New)?;
+        let header = new_header(wanted.key.unwrap_or_default(), wanted.version, wanted.pages, random);
+        let made = file::set_len(mirror.as_fd(), header.size)
+            .and_then(|()| file::open_at(dir, &index_name, Open::New))
+            .and_then(|index| begin_first(index, &mirror, &header, true));
+        let published = made.and_then(|index| file::link_at(dir, &index_name, name).map(|()| index));
+        let _ = file::unlink_at(dir, &index_name);
+        let index = match published {
+            Ok(index) => index,
+            Err(error) => {
+                let _ = file::unlink_at(dir, &data_name);
+                return if error.kind() == io::ErrorKind::AlreadyExists { Ok(Found::Again) } else { Err(error) };
+            }
+        };
+        share_session(index.file())?;
+        let place = Place { data: self.place_of(&data_name), index: self.place_of(name), parents: vec![Arc::clone(fd)] };
+        finish(index, mirror, place)
+    }
+
+    /// Takes a damaged pair out of the way, both files; who has it open keeps what is open.
+    fn replace(
+        &self,
+        fd: &Arc<OwnedFd>,
+        control: &Control,
+        name: &CStr,
+        wanted: Wanted<'_>,
+        what: &str,
+        wait: Duration,
+    ) -> io::Result<()> {
+        let dir = Some(fd.as_fd());
+        let Some(_lock) = control.lock(wait)? else { return Err(io::Error::other("the directory's lock is stuck")) };
+        // Under the lock, look again: another may have replaced it already.
+        let Ok(index) = file::open_at(dir, name, Open::Existing) else { return Ok(()) };
+        let stat = file::stat(index.as_fd())?;
+        if unfit(&stat).is_some() {
+            return Ok(());
+        }
+        match index::read_header(index.as_fd(), &stat)? {
+            Err(Unreadable::Foreign(_)) => return Ok(()),
+            Err(Unreadable::Damaged(_)) => {}
+            Ok(header) => {
+                let data_name = named(&header.mirror, "data");
+                let whole = wanted.matches(&header)
+                    && file::stat_at(dir, &data_name).is_ok_and(|mirror| unfit(&mirror).is_none() && mirror.size == header.size);
+                if whole {
+                    return Ok(());
+                }
+                let _ = file::unlink_at(dir, &data_name);
+            }
+        }
+        log::warn(|| format!("{}: {what}: replaced", self.place_of(name).display()));
+        file::unlink_at(dir, name)
+    }
+
+    /// Present pages and their bytes over all pairs of the directory, counted in their indexes.
+    pub(crate) fn census(&self) -> (u64, u64) {
+        let (mut pages, mut bytes) = (0, 0);
+        let Some(fd) = &self.fd else { return (0, 0) };
+        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if !name.as_bytes().ends_with(b".index") {
+                continue;
+            }
+            let counted = CString::new(name.as_bytes()).map_err(io::Error::other).and_then(|name| count_index(fd.as_fd(), &name));
+            if let Ok((more_pages, more_bytes)) = counted {
+                pages += more_pages;
+                bytes += more_bytes;
+            }
+        }
+        (pages, bytes)
+    }
+}
+
+fn count_index(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<(u64, u64)> {
+    let index = file::open_at(Some(dir), name, Open::Existing)?;
+    let stat = file::stat(index.as_fd())?;
+    if unfit(&stat).is_some() {
+        return Ok((0, 0));
+    }
+    match index::read_header(index.as_fd(), &stat)? {
+        Ok(header) => Ok(Index::map(index, &header, false)?.census()),
+        Err(_) => Ok((0, 0)),
+    }
+}
+
+/// Why a file must not be used; `None` where it may.
+fn unfit(stat: &Stat) -> Option<&'static str> {
+    if !stat.is_file() {
+        Some("not a plain file")
+    } else if stat.owner != file::effective_user() {
+        Some("belongs to another user")
+    } else if !stat.is_ours() {
+        Some("can be written by other users")
+    } else if stat.links > 1 {
+        Some("has a second name")
+    } else {
+        None
+    }
+}
+
+/// Enters the session of a pair whose files were found, each way that two processes can meet there.
+fn enter(index: OwnedFd, mirror: OwnedFd, header: &Header, place: Place, wait: Duration) -> io::Result<Found> {
+    let mirror_stat = file::stat(mirror.as_fd())?;
+    if let Some(why) = unfit(&mirror_stat) {
+        return Ok(if mirror_stat.links == 0 { Found::Again } else { Found::Unusable(format!("its mirror {why}")) });
+    }
+    if mirror_stat.size != header.size {
+        return Ok(Found::Damaged("its mirror has another length"));
+    }
+    let mut index = Index::map(index, header, true)?;
+    match enter_session(index.file(), wait)? {
+        None => return Ok(Found::Unusable("another process does not come to an end with opening or closing it".into())),
+        Some(Entry::First) => {
+            index.begin_session(&mirror_stat)?;
+            share_session(index.file())?;
+        }
+        Some(Entry::Joined) => {
+            if !index.join_session(&mirror_stat) {
+                return Ok(Found::Unusable("its mirror is not the one that others have open".into()));
+            }
+        }
+    }
+    if file::stat(index.file())?.links == 0 {
+        return Ok(Found::Again);
+    }
+    finish(index, mirror, place)
+}
+
+fn finish(index: Index, mirror: OwnedFd, place: Place) -> io::Result<Found> {
+    let stat = file::stat(index.file())?;
+    let pair = Pair::new(index, Mirror::new(mirror), place, (stat.device, stat.inode));
+    Ok(Found::Pair(pair.enroll()))
+}
+
+/// Fills in a new index, in whose first session this process is alone.
+fn begin_first(index: OwnedFd, mirror: &OwnedFd, header: &Header, lasting: bool) -> io::Result<Index> {
+    index::write_new(index.as_fd(), header)?;
+    if enter_session(index.as_fd(), Duration::ZERO)? != Some(Entry::First) {
+        return Err(io::Error::other("a new index is locked"));
+    }
+    let mut index = Index::map(index, header, lasting)?;
+    index.begin_first_session(&file::stat(mirror.as_fd())?);
+    Ok(index)
+}
+
+/// A pair without names, gone with the last process that has it.
+fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>) -> io::Result<Arc<Pair>> {
+    let mirror = unnamed(dir)?;
+    file::set_len(mirror.as_fd(), wanted.pages.size)?;
+    let header = new_header(wanted.key.unwrap_or_default(), wanted.version, wanted.pages, [0; 16]);
+    let index = begin_first(unnamed(dir)?, &mirror, &header, false)?;
+    share_session(index.file())?;
+    let path = |fd: BorrowedFd<'_>| PathBuf::from(OsStr::from_bytes(file::descriptor_path(fd.as_raw_fd()).as_bytes()));
+    let place = Place { data: path(mirror.as_fd()), index: path(index.file()), parents: Vec::new() };
+    let stat = file::stat(index.file())?;
+    Ok(Pair::new(index, Mirror::new(mirror), place, (stat.device, stat.inode)))
+}
+
+fn unnamed(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let here = file::descriptor_path(dir.as_raw_fd());
+    let here = CString::new(here.as_bytes()).map_err(io::Error::other)?;
+    if let Ok(file) = file::open_at(None, &here, Open::Unnamed).or_else(|_| file::open_at(Some(dir), c".", Open::Unnamed)) {
+        return Ok(file);
+    }
+    // A file system without O_TMPFILE: a random name, taken away at once.
+    let name = temporary_name(&file::random()?);
+    let file = file::open_at(Some(dir), &name, Open::New)?;
+    file::unlink_at(Some(dir), &name)?;
+    Ok(file)
+}
+
+/// A pair at two paths of the program's choice: opened if both are there, made if neither is.
+pub(crate) fn pair_at(data: &Path, index: &Path, wanted: Wanted<'_>, wait: Duration) -> Result<Option<Arc<Pair>>> {
+    let names = Paths { data: c_path(data)?, index: c_path(index)? };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let found = match (names.open(&names.data), names.open(&names.index)) {
+            (Ok(data_file), Ok(index_file)) => names.join(data_file, index_file, data, index, wanted, wait),
+            (Err(first), Err(second)) if missing(&first) && missing(&second) => names.make(None, data, index, wanted),
+            (Ok(data_file), Err(error)) if missing(&error) => {
+                // Another process may be between the two; or one died there, leaving an empty mirror.
+                if Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+                names.make(Some(data_file), data, index, wanted)
+            }
+            (Err(error), Ok(_)) if missing(&error) => {
+                let (index, data) = (index.display(), data.display());
+                return Err(Error::Exists(format!(
+                    "{index} exists and {data} does not: remove the one, or name the file that belongs to it"
+                )));
+            }
+            (Err(error), _) => return Err(Error::io(data.display().to_string(), error)),
+            (_, Err(error)) => return Err(Error::io(index.display().to_string(), error)),
+        };
+        match found {
+            Ok(Found::Pair(pair)) => return Ok(Some(pair)),
+            Ok(Found::Again) if Instant::now() < deadline + wait => {}
+            Ok(Found::Again) => return Err(Error::Exists(format!("{}: replaced again and again", index.display()))),
+            Ok(Found::Damaged(what)) => {
+                return Err(Error::Exists(format!(
+                    "{} and {}: {what}: remove both, and they are made anew",
+                    data.display(),
+                    index.display()
+                )));
+            }
+            Ok(Found::Unusable(why)) => return Err(Error::Exists(format!("{}: {why}", index.display()))),
+            Err(error) => {
+                log::warn(|| format!("{}: {error}: nothing is kept", data.display()));
+                return Ok(None);
+            }
+        }
+    }
+}
+
+fn missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+struct Paths {
+    data: CString,
+    index: CString,
+}
+
+impl Paths {
+    fn open(&self, name: &CStr) -> io::Result<OwnedFd> {
+        file::open_at(None, name, Open::Existing)
+    }
+
+    fn join(
+        &self,
+        mirror: OwnedFd,
+        index: OwnedFd,
+        data_path: &Path,
+        index_path: &Path,
+        wanted: Wanted<'_>,
+        wait: Duration,
+    ) -> io::Result<Found> {
+        let stat = file::stat(index.as_fd())?;
+        if let Some(why) = unfit(&stat) {
+            return Ok(Found::Unusable(why.into()));
+        }
+        if let Some(pair) = Pair::find((stat.device, stat.inode)) {
+            let same = file::stat(mirror.as_fd())?.inode == file::stat(pair.mirror().file())?.inode;
+            return Ok(if same { Found::Pair(pair) } else { Found::Unusable("is open with another data_path".into()) });
+        }
+        match index::read_header(index.as_fd(), &stat)? {
+            Ok(header) if wanted.matches(&header) => {
+                let place = place_at(data_path, index_path)?;
+                enter(index, mirror, &header, place, wait)
+            }
+            Ok(_) => Ok(Found::Unusable("holds another key, version or size: remove both files, or name others".into())),
+            Err(Unreadable::Foreign(what)) => Ok(Found::Unusable(what)),
+            Err(Unreadable::Damaged(what)) => Ok(Found::Damaged(what)),
+        }
+    }
+
+    /// Makes the pair; of a mirror that is there already only one that holds nothing is taken.
+    fn make(&self, there: Option<OwnedFd>, data_path: &Path, index_path: &Path, wanted: Wanted<'_>) -> io::Result<Found> {
+        let mirror = match there {
+            Some(mirror) => {
+                let stat = file::stat(mirror.as_fd())?;
+                if unfit(&stat).is_some() || stat.allocated != 0 || stat.size != wanted.pages.size {
+                    return Ok(Found::Unusable(
+                        "does not exist, and data_path is a file that nearfile did not make: remove it, or name another".into(),
+                    ));
+                }
+                mirror
+            }
+            None => self.publish(&self.data, data_path, |file| file::set_len(file.as_fd(), wanted.pages.size).map(|()| file))?,
+        };
+        let header = new_header(wanted.key.unwrap_or_default(), wanted.version, wanted.pages, [0; 16]);
+        match self.publish(&self.index, index_path, |file| begin_first(file, &mirror, &header, true)) {
+            Ok(index) => {
+                share_session(index.file())?;
+                finish(index, mirror, place_at(data_path, index_path)?)
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Found::Again),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fills in a file beside its final name and links it there.
+    fn publish<T>(&self, name: &CStr, path: &Path, fill: impl FnOnce(OwnedFd) -> io::Result<T>) -> io::Result<T> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".");
+        beside.push(hex(&file::random()?));
+        let beside = CString::new(beside.as_bytes()).map_err(io::Error::other)?;
+        let filled = file::open_at(None, &beside, Open::New).and_then(fill);
+        let linked = filled.and_then(|value| file::link_at(None, &beside, name).map(|()| value));
+        let _ = file::unlink_at(None, &beside);
+        linked
+    }
+}
+
+fn place_at(data: &Path, index: &Path) -> io::Result<Place> {
+    let mut parents = Vec::new();
+    for path in [data, index] {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = CString::new(parent.as_os_str().as_bytes()).map_err(io::Error::other)?;
+        parents.push(Arc::new(file::open_at(None, &name, Open::Directory)?));
+    }
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    Ok(Place { data: absolute(data), index: absolute(index), parents })
+}
+
+fn c_path(path: &Path) -> Result<CString> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::Argument("a path is empty".into()));
+    }
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Argument("a path has a zero byte in it".into()))
+}

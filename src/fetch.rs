@@ -1,0 +1,525 @@
+//! One miss, from runs of absent pages to their publication. A [`Miss`] never calls the source itself: it says what to read
+//! ([`Step::Ask`]), its driver reads, and [`Miss::accept`] goes on. So no `catch_unwind` of ours is ever below a callback.
+//!
+//! No one waits for a page lock while holding one: a miss claims one run, has it read, publishes, lets go, and only when nothing
+//! is left to claim waits for the pages of others.
+
+use crate::bypass::{Leader, Passage};
+use crate::error::{Error, Result};
+use crate::format::{Crc32c, Word, crc32c};
+use crate::lock::{Claim, PageLock};
+use crate::log;
+use crate::options::Limits;
+use crate::pair::{Pair, Trust, copy_overlap};
+use crate::range::{Intervals, Run};
+use crate::stats::{Count, Counters};
+use std::io;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// What the driver does next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing: every byte is delivered.
+    Done,
+    /// Read this range of the source into [`Miss::buffer`]; while it comes, beat for the run's waiters.
+    Ask { range: Range<u64>, run: Option<Run> },
+}
+
+/// A read that did not find all of its pages.
+pub(crate) struct Miss<'a> {
+    pair: &'a Pair,
+    limits: Limits,
+    trust: Trust,
+    counters: &'a Counters,
+    from: u64,
+    out: &'a mut [u8],
+    /// The bytes that the caller has not got yet.
+    left: Intervals,
+    buffer: Vec<u8>,
+    work: Work<'a>,
+    waiting: Option<Waiting>,
+    /// Present pages that would not be copied; bounded, then they pass through.
+    refusals: u32,
+    /// The local disk failed this miss once: the rest is not kept.
+    faulty: bool,
+    waited: bool,
+    passed: bool,
+}
+
+/// What the source is being read for.
+enum Work<'a> {
+    Nothing,
+    /// A run that fits the buffer.
+    Run(PageLock<'a>),
+    /// A page larger than the buffer, in pieces.
+    Pieces(Box<Pieces<'a>>),
+    /// Around the pair, for all of this process who need it now.
+    Around(Leader<'a>),
+    /// Around the pair, straight into the caller's buffer: no memory for another.
+    Direct(Range<u64>),
+}
+
+struct Pieces<'a> {
+    lock: PageLock<'a>,
+    taken: Word,
+    crc: Crc32c,
+    /// Where the piece being read begins.
+    at: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Waiting {
+    page: u64,
+    seen: u32,
+    since: Instant,
+    pause: Duration,
+}
+
+/// Looks at one page under change before it passes through.
+const REFUSALS: u32 = 4;
+/// Pages stored with one write, bytes: what stays in the CPU's cache between checksum and copy.
+const GROUP: u64 = 1 << 20;
+const FIRST_PAUSE: Duration = Duration::from_micros(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+
+impl<'a> Miss<'a> {
+    /// A miss of `out`, of which the first `done` bytes are there already.
+    pub(crate) fn new(
+        pair: &'a Pair,
+        limits: Limits,
+        trust: Trust,
+        counters: &'a Counters,
+        from: u64,
+        out: &'a mut [u8],
+        done: usize,
+    ) -> Miss<'a> {
+        let left = Intervals::of(from + done as u64..from + out.len() as u64);
+        let buffer = pair.local().buffers.lock().pop().unwrap_or_default();
+        Miss {
+            pair,
+            limits,
+            trust,
+            counters,
+            from,
+            out,
+            left,
+            buffer,
+            work: Work::Nothing,
+            waiting: None,
+            refusals: 0,
+            faulty: false,
+            waited: false,
+            passed: false,
+        }
+    }
+
+    /// Goes on until the source is needed or all is delivered.
+    pub(crate) fn step(&mut self) -> Result<Step> {
+        loop {
+            let mut blocked = None;
+            let mut from = 0;
+            while let Some(span) = self.left.next_from(from) {
+                if self.take_present(&span) {
+                    continue;
+                }
+                match self.claim(&span)? {
+                    Claimed::Ask(step) => return Ok(step),
+                    Claimed::Again => {}
+                    Claimed::Busy { page, until } => {
+                        blocked.get_or_insert((page, span.clone()));
+                        from = self.pair.pages().bytes(until).end;
+                    }
+                }
+            }
+            match blocked {
+                None => return Ok(Step::Done),
+                Some((page, span)) => {
+                    if !self.wait(page) {
+                        if let Some(step) = self.go_around_stuck(page, &span) {
+                            return Ok(step);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the driver puts what it reads.
+    pub(crate) fn buffer(&mut self) -> &mut [u8] {
+        match &self.work {
+            Work::Direct(range) => &mut self.out[(range.start - self.from) as usize..(range.end - self.from) as usize],
+            _ => &mut self.buffer,
+        }
+    }
+
+    /// Takes over what the driver read, or its failure.
+    pub(crate) fn accept(&mut self, read: Result<()>) -> Result<Option<Step>> {
+        let work = std::mem::replace(&mut self.work, Work::Nothing);
+        if let Err(error) = read {
+            self.abandon(work);
+            return Err(error);
+        }
+        match work {
+            Work::Nothing => Err(Error::Internal("a read that nobody asked for".into())),
+            Work::Direct(range) => {
+                self.left.remove(range);
+                Ok(None)
+            }
+            Work::Around(leader) => {
+                let range = leader.range();
+                self.deliver(range.start);
+                let _ = leader.finish(std::mem::take(&mut self.buffer));
+                Ok(None)
+            }
+            Work::Run(lock) => {
+                let range = self.pair.pages().bytes_of(lock.run());
+                self.deliver(range.start);
+                self.store_run(&lock);
+                let run = lock.run();
+                drop(lock);
+                self.pair.index().beat(run);
+                Ok(None)
+            }
+            Work::Pieces(pieces) => self.accept_piece(*pieces),
+        }
+    }
+
+    /// Copies what is present at the head of a span. True where that was something.
+    fn take_present(&mut self, span: &Range<u64>) -> bool {
+        let out = &mut self.out[(span.start - self.from) as usize..(span.end - self.from) as usize];
+        let copied = self.pair.copy_out(span.start, out, self.trust, self.counters);
+        self.left.remove(span.start..span.start + copied as u64);
+        copied > 0
+    }
+
+    /// Claims absent pages at the head of a span, or says why not.
+    fn claim(&mut self, span: &Range<u64>) -> Result<Claimed> {
+        let pages = self.pair.pages();
+        let wanted = pages.touched(span).head(self.limits.max_fetch / pages.page_size);
+        if self.faulty {
+            return Ok(self.go_around(self.part(wanted, span), span));
+        }
+        match self.try_claim(wanted) {
+            Ok(Attempt::Held(lock)) => Ok(Claimed::Ask(self.begin(lock, span))),
+            Ok(Attempt::Busy(until)) => Ok(Claimed::Busy { page: wanted.first, until }),
+            Ok(Attempt::Present) => {
+                self.refusals += 1;
+                if self.refusals <= REFUSALS {
+                    return Ok(Claimed::Again);
+                }
+                self.refusals = 0;
+                Ok(self.go_around(self.part(Run::one(wanted.first), span), span))
+            }
+            Err(error) => {
+                self.fault("the index cannot be used", &error);
+                Ok(self.go_around(self.part(wanted, span), span))
+            }
+        }
+    }
+
+    /// Locks the absent pages that a run begins with, and looks again under the lock.
+    fn try_claim(&self, wanted: Run) -> io::Result<Attempt<'a>> {
+        let Some(absent) = self.pair.absent_head(wanted)? else { return Ok(Attempt::Present) };
+        let mut lock = match self.pair.claim(absent)? {
+            Claim::Busy(until) => return Ok(Attempt::Busy(until)),
+            Claim::Held(lock) => lock,
+        };
+        match self.pair.absent_head(lock.run())? {
+            None => Ok(Attempt::Present),
+            Some(still) => {
+                lock.shrink(still.last);
+                Ok(Attempt::Held(lock))
+            }
+        }
+    }
+
+    /// Sets up the read of claimed pages.
+    fn begin(&mut self, mut lock: PageLock<'a>, span: &Range<u64>) -> Step {
+        let range = self.pair.pages().bytes_of(lock.run());
+        if range.end - range.start <= self.limits.max_fetch {
+            if !self.make_buffer(range.end - range.start) {
+                return self.read_direct(self.part(lock.run(), span));
+            }
+            let run = Some(lock.run());
+            self.work = Work::Run(lock);
+            return Step::Ask { range, run };
+        }
+        let page = lock.run().first;
+        lock.shrink(page);
+        let taken = self.take(page);
+        match taken {
+            Ok(Some(taken)) if self.make_buffer(self.limits.max_fetch) => {
+                let at = self.pair.pages().bytes(page).start;
+                self.ask_piece(Pieces { lock, taken, crc: Crc32c::new(), at })
+            }
+            Ok(taken) => {
+                if taken.is_some() {
+                    self.undo(Run::one(page));
+                }
+                self.read_direct(self.part(Run::one(page), span))
+            }
+            Err(error) => {
+                self.fault("a page cannot be stored", &error);
+                self.read_direct(self.part(Run::one(page), span))
+            }
+        }
+    }
+
+    fn ask_piece(&mut self, pieces: Pieces<'a>) -> Step {
+        let end = self.pair.pages().bytes(pieces.lock.run().first).end.min(pieces.at + self.limits.max_fetch);
+        let (range, run) = (pieces.at..end, Some(pieces.lock.run()));
+        self.buffer.truncate((end - pieces.at) as usize);
+        self.work = Work::Pieces(Box::new(pieces));
+        Step::Ask { range, run }
+    }
+
+    fn accept_piece(&mut self, mut pieces: Pieces<'a>) -> Result<Option<Step>> {
+        let page = pieces.lock.run().first;
+        self.deliver(pieces.at);
+        pieces.crc.add(&self.buffer);
+        if let Err(error) = self.pair.mirror().write(&self.buffer, pieces.at) {
+            self.fault("a page cannot be written", &error);
+            self.abandon(Work::Pieces(Box::new(pieces)));
+            return Ok(None);
+        }
+        pieces.at += self.buffer.len() as u64;
+        if pieces.at < self.pair.pages().bytes(page).end {
+            return Ok(Some(self.ask_piece(pieces)));
+        }
+        self.publish(page, pieces.taken, pieces.crc.value());
+        drop(pieces.lock);
+        self.pair.index().beat(Run::one(page));
+        Ok(None)
+    }
+
+    /// Gives the caller what it wants of the buffer, which stands for bytes from `at` on.
+    fn deliver(&mut self, at: u64) {
+        let given = copy_overlap(at, &self.buffer, self.from, self.out);
+        self.left.remove(given);
+    }
+
+    /// Stores and publishes the pages of a run that the buffer holds; a local fault keeps the rest out, and fails nobody.
+    fn store_run(&mut self, lock: &PageLock<'_>) {
+        let (pages, run) = (self.pair.pages(), lock.run());
+        let start = pages.bytes_of(run).start;
+        let a_group = (GROUP / pages.page_size).max(1);
+        let mut first = run.first;
+        while first <= run.last {
+            let group = Run { first, last: run.last }.head(a_group);
+            let bytes = pages.bytes_of(group);
+            let held = &self.buffer[(bytes.start - start) as usize..(bytes.end - start) as usize];
+            if let Err(error) = self.store_group(group, held) {
+                self.fault("a page cannot be stored", &error);
+                return;
+            }
+            first = group.last + 1;
+        }
+    }
+
+    fn store_group(&self, group: Run, bytes: &[u8]) -> io::Result<()> {
+        let index = self.pair.index();
+        index.before_change()?;
+        index.make_room(group)?;
+        if !index.session_stands() {
+            return Err(io::Error::other("its session was ended by another process"));
+        }
+        let page_size = self.pair.pages().page_size as usize;
+        let mut taken = Vec::with_capacity(group.count() as usize);
+        for (page, bytes) in (group.first..=group.last).zip(bytes.chunks(page_size)) {
+            taken.push((page, index.take(page), crc32c(bytes)));
+        }
+        // Every fill looks once more, now that its pages are taken: a session that has ended takes no page.
+        let stored = if index.session_stands() {
+            self.pair.mirror().write(bytes, self.pair.pages().bytes_of(group).start)
+        } else {
+            Err(io::Error::other("its session was ended by another process"))
+        };
+        if let Err(error) = stored {
+            self.undo(group);
+            return Err(error);
+        }
+        for (page, taken, crc) in taken {
+            if let Some(taken) = taken {
+                self.publish(page, taken, crc);
+            }
+        }
+        index.beat(group);
+        Ok(())
+    }
+
+    fn take(&self, page: u64) -> io::Result<Option<Word>> {
+        self.pair.index().before_change()?;
+        self.pair.index().make_room(Run::one(page))?;
+        Ok(self.pair.index().take(page))
+    }
+
+    fn publish(&self, page: u64, taken: Word, crc: u32) {
+        if self.pair.index().publish(page, taken, crc) {
+            self.counters.one(Count::PagesFetched);
+        }
+    }
+
+    /// Gives back pages that were taken and not filled.
+    fn undo(&self, run: Run) {
+        if let Err(error) = self.pair.drop_pages(run) {
+            log::warn(|| format!("{}: space of a page that was not stored stays used ({error})", self.pair.place().data.display()));
+        }
+    }
+
+    /// Ends work that failed; whoever waits for its pages tries for itself.
+    fn abandon(&mut self, work: Work<'a>) {
+        match work {
+            Work::Pieces(pieces) => {
+                let run = pieces.lock.run();
+                self.undo(run);
+                drop(pieces.lock);
+                self.pair.index().beat(run);
+            }
+            Work::Run(lock) => {
+                let run = lock.run();
+                drop(lock);
+                self.pair.index().beat(run);
+            }
+            Work::Around(_) | Work::Direct(_) | Work::Nothing => {}
+        }
+    }
+
+    // ---- around the pair ----
+
+    /// The bytes of a span that lie in a run.
+    fn part(&self, run: Run, span: &Range<u64>) -> Range<u64> {
+        let bytes = self.pair.pages().bytes_of(run);
+        bytes.start.max(span.start)..bytes.end.min(span.end)
+    }
+
+    fn go_around(&mut self, range: Range<u64>, span: &Range<u64>) -> Claimed {
+        let wanted = range.start.max(span.start)..range.end.min(span.end);
+        self.around(range, &wanted).map_or(Claimed::Again, Claimed::Ask)
+    }
+
+    /// Around a page whose holder does not move: the whole page if the buffer takes it, so that others of this process share it.
+    fn go_around_stuck(&mut self, page: u64, span: &Range<u64>) -> Option<Step> {
+        let bytes = self.pair.pages().bytes(page);
+        let wanted = self.part(Run::one(page), span);
+        let range = if bytes.end - bytes.start <= self.limits.max_fetch { bytes } else { wanted.clone() };
+        self.around(range, &wanted)
+    }
+
+    /// Reads around the pair; `None` where another has done so already.
+    fn around(&mut self, range: Range<u64>, wanted: &Range<u64>) -> Option<Step> {
+        self.count_passed();
+        // A part larger than one fetch goes in several; the next look at what is left takes the rest.
+        let range = range.start..range.end.min(range.start + self.limits.max_fetch.max(1));
+        let wanted = wanted.start..wanted.end.min(range.end);
+        let pair = self.pair;
+        match pair.local().bypass.pass(range.clone(), &wanted, self.limits.wait) {
+            Passage::Done(read) => {
+                if let Some(bytes) = read.part(&wanted) {
+                    let given = copy_overlap(wanted.start, bytes, self.from, self.out);
+                    self.left.remove(given);
+                }
+                None
+            }
+            Passage::Lead(leader) => {
+                if !self.make_buffer(range.end - range.start) {
+                    return Some(self.read_direct(wanted));
+                }
+                self.work = Work::Around(leader);
+                Some(Step::Ask { range, run: None })
+            }
+        }
+    }
+
+    fn read_direct(&mut self, wanted: Range<u64>) -> Step {
+        self.count_passed();
+        self.work = Work::Direct(wanted.clone());
+        Step::Ask { range: wanted, run: None }
+    }
+
+    fn count_passed(&mut self) {
+        if !self.passed {
+            self.passed = true;
+            self.counters.one(Count::PassedThrough);
+        }
+    }
+
+    fn fault(&mut self, what: &str, error: &io::Error) {
+        self.faulty = true;
+        self.count_passed();
+        log::warn(|| format!("{}: {what} ({error}): read from the source, not kept", self.pair.place().data.display()));
+    }
+
+    /// Waits for another to finish with a page. False when it has not moved for as long as one waits.
+    fn wait(&mut self, page: u64) -> bool {
+        if !self.waited {
+            self.waited = true;
+            self.counters.one(Count::Waits);
+        }
+        let (index, bypass) = (self.pair.index(), &self.pair.local().bypass);
+        let seen = index.beat_seen(page);
+        if index.load(page).is_ok_and(Word::is_present) {
+            return true;
+        }
+        let now = Instant::now();
+        let mut waiting = match self.waiting {
+            Some(waiting) if waiting.page == page && waiting.seen == seen => waiting,
+            Some(waiting) if waiting.page == page => Waiting { page, seen, since: now, pause: FIRST_PAUSE },
+            _ if bypass.is_stuck(page) => return false,
+            _ => Waiting { page, seen, since: now, pause: FIRST_PAUSE },
+        };
+        let waited = now - waiting.since;
+        if waited >= self.limits.wait {
+            let (path, time) = (&self.pair.place().data, self.limits.wait);
+            log::warn(|| {
+                format!("{}: page {page} has been held without progress for {time:?}: read from the source", path.display())
+            });
+            bypass.remember_stuck(page, time);
+            self.waiting = None;
+            return false;
+        }
+        index.sleep(page, seen, waiting.pause.min(self.limits.wait - waited));
+        waiting.pause = (waiting.pause * 2).min(LONGEST_PAUSE);
+        self.waiting = Some(waiting);
+        true
+    }
+
+    /// Gives the buffer this length; false where there is no memory for it.
+    fn make_buffer(&mut self, len: u64) -> bool {
+        let Ok(len) = usize::try_from(len) else { return false };
+        self.buffer.truncate(len);
+        if self.buffer.try_reserve_exact(len - self.buffer.len()).is_err() {
+            return false;
+        }
+        self.buffer.resize(len, 0);
+        true
+    }
+}
+
+enum Claimed {
+    Ask(Step),
+    Again,
+    Busy { page: u64, until: u64 },
+}
+
+enum Attempt<'a> {
+    Held(PageLock<'a>),
+    Busy(u64),
+    Present,
+}
+
+/// Buffers kept for the next miss of the same pair.
+const SPARE_BUFFERS: usize = 2;
+
+impl Drop for Miss<'_> {
+    fn drop(&mut self) {
+        let work = std::mem::replace(&mut self.work, Work::Nothing);
+        self.abandon(work);
+        if self.buffer.capacity() > 0 {
+            let mut spare = self.pair.local().buffers.lock();
+            if spare.len() < SPARE_BUFFERS {
+                spare.push(std::mem::take(&mut self.buffer));
+            }
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The page states that all processes share: one atomic 64-bit word a page in a file mapped by everyone who has it open.
+//!
+//! | from → to | who | method |
+//! |---|---|---|
+//! | absent → taken | the fetcher, holding the page's lock, before it writes | [`Index::take`] |
+//! | taken → taken | the next holder of the lock, after a fetcher died | [`Index::take`] |
+//! | taken → filled | the fetcher, after the whole page is in the mirror | [`Index::publish`] |
+//! | filled → verified | any reader, its checksum matched, once a session | [`Index::stamp`] |
+//! | filled, verified → taken | a reader whose checksum did not match; space stays counted | [`Index::mistrust`] |
+//! | filled, verified, taken → absent | the page's exclusive holder, before it punches | [`Index::give_up`] |
+//!
+//! Invariants:
+//! 1. A word changes by compare-and-swap only, so state and checksum are published together.
+//! 2. Before the first change of a session its number is on the disk ([`Index::before_change`]); stamps in a session that was
+//!    opened clean may precede it, as they say nothing that was not true before.
+//! 3. No store, and in memory no load, before its stretch of the file has blocks: a hole of a full file system raises SIGBUS.
+
+use crate::format::{
+    AT_BEATS, AT_DIRTY, AT_DURABLE, AT_MIRROR_DEVICE, AT_MIRROR_INODE, AT_OPENED, AT_SESSION_WORD, AT_WORDS, BEATS, HEADER_LEN,
+    Header, State, Unreadable, Word, begins_a_round, epoch_of, index_len, word_offset,
+};
+use crate::range::{Pages, Run};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sys::file::{self, Stat};
+use crate::sys::futex;
+use crate::sys::map::SharedMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// What is given its blocks at once: 8,192 words.
+const STRETCH: u64 = 64 << 10;
+
+/// An open, mapped index, and this process's part in its session.
+#[derive(Debug)]
+pub(crate) struct Index {
+    file: OwnedFd,
+    map: SharedMap,
+    pages: Pages,
+    /// Words are loaded only where blocks are.
+    in_memory: bool,
+    /// It will be opened again, so the sync rules hold.
+    lasting: bool,
+    /// A bit a stretch, set once it has blocks.
+    stretches: Vec<AtomicU64>,
+    /// The number of the session, and whether the one before ended well.
+    count: u64,
+    opened_clean: bool,
+}
+
+/// Reads the header of an index and checks that the file is as long as it must be.
+pub(crate) fn read_header(file: BorrowedFd<'_>, stat: &Stat) -> io::Result<Result<Header, Unreadable>> {
+    let mut bytes = vec![0; HEADER_LEN];
+    let len = file::read_at(file, &mut bytes, 0)?;
+    let header = match Header::decode(&bytes[..len]) {
+        Ok(header) => header,
+        Err(unreadable) => return Ok(Err(unreadable)),
+    };
+    let pages = Pages { size: header.size, page_size: header.page_size };
+    if stat.size != index_len(pages.count()) {
+        return Ok(Err(Unreadable::Damaged("wrong length")));
+    }
+    Ok(Ok(header))
+}
+
+/// Makes an empty file into an index whose first session, number 1, has begun and not ended. Nothing is synced: until this number
+/// is on the disk there is no header there either, so no later session can take the same.
+pub(crate) fn write_new(file: BorrowedFd<'_>, header: &Header) -> io::Result<()> {
+    let pages = Pages { size: header.size, page_size: header.page_size };
+    let mut bytes = header.encode();
+    let mut session = |at: u64, value: u64| bytes[at as usize..at as usize + 8].copy_from_slice(&value.to_ne_bytes());
+    session(AT_SESSION_WORD, 1 << 1);
+    session(AT_OPENED, 1 << 1);
+    session(AT_DURABLE, 1);
+    file::set_len(file, index_len(pages.count()))?;
+    file::write_at(file, &bytes, 0)
+}
+
+impl Index {
+    pub(crate) fn map(file: OwnedFd, header: &Header, lasting: bool) -> io::Result<Index> {
+        let pages = Pages { size: header.size, page_size: header.page_size };
+        let len = index_len(pages.count());
+        // A map keeps its description, and with it the description's locks: it gets one of its own, so that closing `file` leaves
+        // the session.
+        let map = SharedMap::of(file::reopen(file.as_fd())?.as_fd(), len)?;
+        let in_memory = file::is_in_memory(file.as_fd());
+        let stretches = (0..len.div_ceil(STRETCH).div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Ok(Index { file, map, pages, in_memory, lasting, stretches, count: 0, opened_clean: false })
+    }
+
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(crate) fn pages(&self) -> Pages {
+        self.pages
+    }
+
+    pub(crate) fn epoch(&self) -> u16 {
+        epoch_of(self.count)
+    }
+
+    pub(crate) fn opened_clean(&self) -> bool {
+        self.opened_clean
+    }
+
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.lasting
+    }
+
+    // ---- sessions ----
+
+    /// The first opener's part, under the exclusive session lock.
+    pub(crate) fn begin_session(&mut self, mirror: &Stat) -> io::Result<()> {
+        let before = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire);
+        let opened_clean = before & 1 == 1;
+        let count = (before >> 1).wrapping_add(1) & (u64::MAX >> 1);
+        if begins_a_round(count) {
+            self.sweep()?;
+        }
+        self.record_mirror(mirror);
+        self.map.word(AT_OPENED).store(count << 1 | u64::from(opened_clean), Ordering::Release);
+        self.map.word(AT_SESSION_WORD).store(count << 1, Ordering::Release);
+        (self.count, self.opened_clean) = (count, opened_clean);
+        Ok(())
+    }
+
+    /// The maker's part: the first session began when the file was written.
+    pub(crate) fn begin_first_session(&mut self, mirror: &Stat) {
+        self.record_mirror(mirror);
+        (self.count, self.opened_clean) = (1, false);
+    }
+
+    /// A later opener's part, under the shared session lock: whether the mirror is the session's.
+    pub(crate) fn join_session(&mut self, mirror: &Stat) -> bool {
+        self.count = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire) >> 1;
+        self.opened_clean = self.map.word(AT_OPENED).load(Ordering::Acquire) == self.count << 1 | 1;
+        self.map.word(AT_MIRROR_DEVICE).load(Ordering::Acquire) == mirror.device
+            && self.map.word(AT_MIRROR_INODE).load(Ordering::Acquire) == mirror.inode
+    }
+
+    fn record_mirror(&self, mirror: &Stat) {
+        self.map.word(AT_MIRROR_DEVICE).store(mirror.device, Ordering::Release);
+        self.map.word(AT_MIRROR_INODE).store(mirror.inode, Ordering::Release);
+    }
+
+    /// Epochs are about to repeat: no word may look like the coming session's own.
+    fn sweep(&self) -> io::Result<()> {
+        let mut from = 0;
+        while let Some(run) = self.next_allocated(from) {
+            for page in run.first..=run.last {
+                let word = Word(self.map.word(word_offset(page)).load(Ordering::Acquire));
+                if word.state() != State::Absent {
+                    self.map.word(word_offset(page)).store(word.swept().0, Ordering::Release);
+                }
+            }
+            from = run.last + 1;
+        }
+        file::sync_data(self.file())
+    }
+
+    /// The session still is the one that this process is in; false only where locks do not work.
+    pub(crate) fn session_stands(&self) -> bool {
+        self.map.word(AT_SESSION_WORD).load(Ordering::Acquire) == self.count << 1
+    }
+
+    /// Makes sure that the session's number is on the disk; the one sync on a read's path, once a session.
+    pub(crate) fn before_change(&self) -> io::Result<()> {
+        if self.lasting && self.map.word(AT_DURABLE).load(Ordering::Acquire) != self.count {
+            file::sync_data(self.file())?;
+            self.map.word(AT_DURABLE).store(self.count, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Whether any process of this session has changed a page.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.map.word(AT_DIRTY).load(Ordering::Acquire) == self.count
+    }
+
+    fn mark_dirty(&self) {
+        let dirty = self.map.word(AT_DIRTY);
+        if dirty.load(Ordering::Relaxed) != self.count {
+            dirty.store(self.count, Ordering::Release);
+        }
+    }
+
+    /// Closes the description on which the session was entered: whoever inherited it stays in. `fresh` takes its place.
+    pub(crate) fn leave_session(&mut self, fresh: OwnedFd) {
+        self.file = fresh;
+    }
+
+    /// The last closer's word, under the exclusive session lock; synced by the caller where it must be.
+    pub(crate) fn end_session_clean(&self) -> bool {
+        let open = self.count << 1;
+        self.map.word(AT_SESSION_WORD).compare_exchange(open, open | 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    // ---- words ----
+
+    /// Gives the stretches of the file around these pages' words their blocks.
+    pub(crate) fn make_room(&self, run: Run) -> io::Result<()> {
+        (word_offset(run.first) / STRETCH..=(word_offset(run.last) + 7) / STRETCH).try_for_each(|stretch| self.allocate(stretch))
+    }
+
+    /// Gives one stretch its blocks. The first holds the beats, too.
+    fn allocate(&self, stretch: u64) -> io::Result<()> {
+        let seen = &self.stretches[(stretch / 64) as usize];
+        let bit = 1 << (stretch % 64);
+        if seen.load(Ordering::Acquire) & bit == 0 {
+            let end = ((stretch + 1) * STRETCH).min(index_len(self.pages.count()));
+            file::allocate(self.file(), (stretch * STRETCH).max(AT_BEATS)..end)?;
+            seen.fetch_or(bit, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// A page's word; an error where even looking needs room that there is not.
+    pub(crate) fn load(&self, page: u64) -> io::Result<Word> {
+        if self.in_memory {
+            self.make_room(Run::one(page))?;
+        }
+        Ok(Word(self.word(page).load(Ordering::Acquire)))
+    }
+
+    fn word(&self, page: u64) -> &AtomicU64 {
+        self.map.word(word_offset(page))
+    }
+
+    fn change(&self, page: u64, from: Word, to: Word) -> Option<Word> {
+        self.word(page).compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::Acquire).is_ok().then_some(to)
+    }
+
+    /// Takes an absent or left-over page. The caller holds its lock, and has called `before_change` and `make_room`.
+    pub(crate) fn take(&self, page: u64) -> Option<Word> {
+        let seen = Word(self.word(page).load(Ordering::Acquire));
+        if seen.is_present() {
+            return None;
+        }
+        self.mark_dirty();
+        self.change(page, seen, seen.taken(self.epoch()))
+    }
+
+    pub(crate) fn publish(&self, page: u64, taken: Word, crc: u32) -> bool {
+        self.change(page, taken, taken.filled(crc, self.epoch())).is_some()
+    }
+
+    /// Stamps a page whose checksum matched. A stamp that cannot be made costs another comparison, no more.
+    pub(crate) fn stamp(&self, page: u64, seen: Word) -> Option<Word> {
+        if !self.opened_clean && self.before_change().is_err() {
+            return None;
+        }
+        self.change(page, seen, seen.verified(self.epoch()))
+    }
+
+    pub(crate) fn mistrust(&self, page: u64, seen: Word) -> bool {
+        if self.before_change().is_err() {
+            return false;
+        }
+        self.mark_dirty();
+        self.change(page, seen, seen.mistrusted(self.epoch())).is_some()
+    }
+
+    /// Makes a page absent. The caller holds its lock alone, and punches after this returns true, never before.
+    pub(crate) fn give_up(&self, page: u64, seen: Word) -> bool {
+        self.mark_dirty();
+        let gone = self.change(page, seen, seen.absent()).is_some();
+        fence(Ordering::SeqCst);
+        gone
+    }
+
+    /// The next pages, at or after one, whose words have blocks: everything else is absent.
+    pub(crate) fn next_allocated(&self, page: u64) -> Option<Run> {
+        let count = self.pages.count();
+        if page >= count {
+            return None;
+        }
+        match file::next_data(self.file(), word_offset(page)) {
+            Ok(None) => None,
+            Ok(Some(at)) if at >= word_offset(count) => None,
+            Ok(Some(at)) => {
+                let first = (at - AT_WORDS) / 8;
+                Some(Run { first, last: (first + STRETCH / 8 - 1).min(count - 1) })
+            }
+            Err(_) => Some(Run { first: page, last: count - 1 }),
+        }
+    }
+
+    /// Present pages and their bytes, counted.
+    pub(crate) fn census(&self) -> (u64, u64) {
+        let (mut pages, mut bytes, mut from) = (0, 0, 0);
+        while let Some(run) = self.next_allocated(from) {
+            for page in run.first..=run.last {
+                if self.load(page).is_ok_and(Word::is_present) {
+                    let range = self.pages.bytes(page);
+                    pages += 1;
+                    bytes += range.end - range.start;
+                }
+            }
+            from = run.last + 1;
+        }
+        (pages, bytes)
+    }
+
+    // ---- beats ----
+
+    /// The word that moves when `page` does; `None` where there is no room for it, and waiters go by time alone.
+    fn beat_of(&self, page: u64) -> Option<&AtomicU32> {
+        self.allocate(0).ok()?;
+        Some(self.map.half(AT_BEATS + 4 * (page % BEATS)))
+    }
+
+    /// Tells who waits for one of these pages that their holder is alive, or done.
+    pub(crate) fn beat(&self, run: Run) {
+        for page in run.first..=run.last.min(run.first + BEATS - 1) {
+            let Some(beat) = self.beat_of(page) else { return };
+            let before = beat.load(Ordering::Relaxed);
+            let after = (before & !1).wrapping_add(2);
+            let before = beat.swap(after, Ordering::AcqRel);
+            if before & 1 == 1 {
+                futex::wake_all(beat);
+            }
+        }
+    }
+
+    /// How far the beat of a page has come, to tell progress by.
+    pub(crate) fn beat_seen(&self, page: u64) -> u32 {
+        self.beat_of(page).map_or(0, |beat| beat.load(Ordering::Acquire) & !1)
+    }
+
+    /// Sleeps until the beat moves past `seen`, or for `time`.
+    pub(crate) fn sleep(&self, page: u64, seen: u32, time: Duration) {
+        let Some(beat) = self.beat_of(page) else {
+            std::thread::sleep(time);
+            return;
+        };
+        let asleep = seen | 1;
+        let now = beat.load(Ordering::Acquire);
+        if now == asleep || (now == seen && beat.compare_exchange(seen, asleep, Ordering::AcqRel, Ordering::Acquire).is_ok()) {
+            futex::wait(beat, asleep, time);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! nearfile keeps the near copy of a far file: what was read once is served from a sparse file on the local disk, shared by the
+//! threads, processes and forked children of a machine, and kept for the next run.
+//!
+//! One read, from above:
+//!
+//! ```text
+//! ffi ─ File::read_at ─ Pair::copy_out: word, copy, word again ── same: a hit, one system call, no lock
+//!                            │ something absent, or changed
+//!                       Miss::step: claim a run of absent pages ─ Pool::read: the source, into a buffer of ours
+//!                            │                                         │
+//!                            │                       Miss::accept: the caller's bytes, then taken ─ pwrite ─ filled, unlock, wake
+//!                            └ held by another: wait for its beat, and after `wait` read the source around the pair
+//! ```
+//!
+//! A local fault (a full disk, a broken index, a stuck process) never fails a read: it becomes a read of the source and a count.
+//!
+//! The order of the modules is the architecture: each imports only those declared above it (`tests/layers.rs`).
+
+// floor 0: knows nothing
+mod sync;
+mod error;
+mod log;
+mod range;
+// floor 1: bytes and system calls
+mod format;
+mod options;
+mod sys;
+// floor 2: one thing each
+mod stats;
+mod control;
+mod index;
+mod mirror;
+mod lock;
+mod source;
+mod bypass;
+// floor 3: the protocol
+mod pair;
+mod fetch;
+// floor 4: the Rust API
+mod directory;
+mod cache;
+mod file;
+// floor 5: the C ABI
+pub mod ffi;
+
+pub use cache::Cache;
+pub use error::{Error, Result, SourceError};
+pub use file::File;
+pub use format::{MAX_KEY, MAX_PAGE, MAX_PAGES, MAX_VERSION};
+pub use log::{Level, Sink, set_log};
+pub use options::{CacheOptions, DEFAULT_MAX_FETCH, DEFAULT_PAGE_SIZE, DEFAULT_WAIT, Options};
+pub use source::{Connection, DEFAULT_CONNECTIONS, Source};
+pub use stats::Stats;

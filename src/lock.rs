@@ -1,0 +1,158 @@
+//! Page-run and session locks: byte-range locks of the index, each holder with a description of its own.
+
+use crate::format::{LOCK_BASE, SESSION_LOCK};
+use crate::range::Run;
+use crate::sync::Mutex;
+use crate::sys::file;
+use crate::sys::fork::{ChildCloses, PerProcess};
+use crate::sys::lock::{Kind, holder, try_lock, unlock};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+/// Descriptions kept for the next fetch of the same file.
+const KEPT: usize = 4;
+
+/// The locks of one index's pages. Nobody waits here: a page is claimed at once or not at all.
+#[derive(Debug)]
+pub(crate) struct PageLocks {
+    free: PerProcess<Mutex<Vec<ChildCloses>>>,
+}
+
+/// What came of a claim.
+#[derive(Debug)]
+pub(crate) enum Claim<'a> {
+    /// The pages are locked: all that were asked for, or the first of them.
+    Held(PageLock<'a>),
+    /// The first page is someone else's, up to this one at least.
+    Busy(u64),
+}
+
+/// Pages locked for this holder alone, until dropped.
+#[derive(Debug)]
+pub(crate) struct PageLock<'a> {
+    locks: &'a PageLocks,
+    description: Option<ChildCloses>,
+    run: Run,
+}
+
+impl PageLocks {
+    pub(crate) const fn new() -> PageLocks {
+        PageLocks { free: PerProcess::new() }
+    }
+
+    /// Locks a run, or as much of its beginning as is free.
+    pub(crate) fn claim(&self, index: BorrowedFd<'_>, run: Run) -> io::Result<Claim<'_>> {
+        let kept = self.free.get().lock().pop();
+        let description = match kept {
+            Some(description) => description,
+            None => ChildCloses::open(|| file::reopen(index))?,
+        };
+        let mut lock = PageLock { locks: self, description: Some(description), run };
+        let mut last = run.last;
+        // Each round ends nearer to the first page, or finds that the holder has gone meanwhile.
+        for _ in 0..64 {
+            let wanted = Run { first: run.first, last };
+            if lock.take(wanted)? {
+                return Ok(Claim::Held(lock));
+            }
+            match lock.other_holder(wanted)? {
+                Some((first, _)) if first > run.first => last = first - 1,
+                Some((_, until)) => {
+                    lock.give_back();
+                    return Ok(Claim::Busy(until.min(run.last)));
+                }
+                None => {}
+            }
+        }
+        lock.give_back();
+        Ok(Claim::Busy(run.first))
+    }
+}
+
+impl PageLock<'_> {
+    pub(crate) fn run(&self) -> Run {
+        self.run
+    }
+
+    fn take(&mut self, run: Run) -> io::Result<bool> {
+        let Some(description) = &self.description else { return Ok(false) };
+        self.run = run;
+        try_lock(description.as_fd(), Kind::Exclusive, LOCK_BASE + run.first, run.count())
+    }
+
+    fn other_holder(&self, run: Run) -> io::Result<Option<(u64, u64)>> {
+        let Some(description) = &self.description else { return Ok(None) };
+        let found = holder(description.as_fd(), LOCK_BASE + run.first, run.count())?;
+        Ok(found.map(|(first, last)| (first.saturating_sub(LOCK_BASE), last - LOCK_BASE.min(last))))
+    }
+
+    /// Lets go of the pages after `last`.
+    pub(crate) fn shrink(&mut self, last: u64) {
+        if last < self.run.last {
+            if let Some(description) = &self.description {
+                // An error leaves them locked until the whole lock goes: others wait a little longer.
+                let _ = unlock(description.as_fd(), LOCK_BASE + last + 1, self.run.last - last);
+            }
+            self.run.last = last;
+        }
+    }
+
+    /// Keeps the description, on which nothing is locked, for the next claim.
+    fn give_back(&mut self) {
+        if let Some(description) = self.description.take() {
+            let mut free = self.locks.free.get().lock();
+            if free.len() < KEPT {
+                free.push(description);
+            }
+        }
+    }
+}
+
+impl Drop for PageLock<'_> {
+    fn drop(&mut self) {
+        let Some(description) = &self.description else { return };
+        if unlock(description.as_fd(), LOCK_BASE + self.run.first, self.run.count()).is_ok() {
+            self.give_back();
+        } // else the description is closed, which unlocks too
+    }
+}
+
+/// How a process came into a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// Nobody else is in it; the lock is exclusive until [`share_session`].
+    First,
+    /// Others are.
+    Joined,
+}
+
+/// Enters the session of an index on a fresh description of it; tries exclusive and shared in turn, since either may be held for a
+/// moment by another opener or by the last closer. `None` when the time is over.
+pub(crate) fn enter_session(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Entry>> {
+    let deadline = Instant::now() + wait;
+    let mut pause = Duration::from_micros(50);
+    loop {
+        if try_lock(index, Kind::Exclusive, SESSION_LOCK, 1)? {
+            return Ok(Some(Entry::First));
+        }
+        if try_lock(index, Kind::Shared, SESSION_LOCK, 1)? {
+            return Ok(Some(Entry::Joined));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+}
+
+/// The first opener is done: others may come in. Never an unlock: a forked child may hold the same description.
+pub(crate) fn share_session(index: BorrowedFd<'_>) -> io::Result<()> {
+    try_lock(index, Kind::Shared, SESSION_LOCK, 1).map(drop)
+}
+
+/// Whether nobody has the session, seen from a fresh description, which then holds it alone.
+pub(crate) fn close_session(fresh: BorrowedFd<'_>) -> io::Result<bool> {
+    try_lock(fresh, Kind::Exclusive, SESSION_LOCK, 1)
+}

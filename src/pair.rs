@@ -1,0 +1,374 @@
+//! A mirror and its index, open: the way of a hit, the comparison of a page with its checksum, and the end of a session.
+
+use crate::bypass::Bypass;
+use crate::format::{Crc32c, Header, State, Word};
+use crate::index::Index;
+use crate::lock::{Claim, PageLocks, close_session};
+use crate::log;
+use crate::mirror::Mirror;
+use crate::range::{Pages, Run};
+use crate::stats::{Count, Counters};
+use crate::sync::{Mutex, Ordering, fence};
+use crate::sys::file;
+use crate::sys::fork::PerProcess;
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+/// When a page's checksum is compared.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Trust {
+    /// At every hit.
+    pub(crate) never: bool,
+    /// Not at all, where the session was opened clean.
+    pub(crate) clean: bool,
+}
+
+/// Where the two files of a pair can be found by name.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) data: PathBuf,
+    pub(crate) index: PathBuf,
+    /// The directories whose names must reach the disk with the files.
+    pub(crate) parents: Vec<Arc<OwnedFd>>,
+}
+
+/// Spare fetch buffers of this process, and reads around the pair.
+#[derive(Debug, Default)]
+pub(crate) struct Local {
+    pub(crate) bypass: Bypass,
+    pub(crate) buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// One open pair, shared by all files of this process that read it.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    index: Index,
+    mirror: Mirror,
+    locks: PageLocks,
+    place: Place,
+    local: PerProcess<Local>,
+    identity: (u64, u64),
+}
+
+/// What came of comparing a page.
+enum Checked {
+    /// It matched, and so many bytes of it were copied.
+    Copied(usize),
+    /// Its word changed meanwhile.
+    Changed,
+    /// It does not match, or cannot be read: not a hit.
+    Unfit,
+}
+
+/// Copies that are tried again before a page under change is left to the miss path.
+const TRIES: u32 = 8;
+
+/// Pairs that this process has open, by device and inode of the index.
+static OPEN: PerProcess<Mutex<Roll>> = PerProcess::new();
+
+type Roll = BTreeMap<(u64, u64), Weak<Pair>>;
+
+impl Pair {
+    /// Takes over an index whose session was entered on its descriptor.
+    pub(crate) fn new(index: Index, mirror: Mirror, place: Place, identity: (u64, u64)) -> Arc<Pair> {
+        let pair = Pair { index, mirror, locks: PageLocks::new(), place, local: PerProcess::new(), identity };
+        Arc::new(pair)
+    }
+
+    /// The pair that this process has open already.
+    pub(crate) fn find(identity: (u64, u64)) -> Option<Arc<Pair>> {
+        OPEN.get().lock().get(&identity).and_then(Weak::upgrade)
+    }
+
+    /// Makes the pair findable; another thread may have been faster, then its pair is returned.
+    pub(crate) fn enroll(self: Arc<Pair>) -> Arc<Pair> {
+        let mut open = OPEN.get().lock();
+        if let Some(theirs) = open.get(&self.identity).and_then(Weak::upgrade) {
+            drop(open);
+            return theirs; // ours closes here, outside of the lock
+        }
+        open.insert(self.identity, Arc::downgrade(&self));
+        drop(open);
+        self
+    }
+
+    pub(crate) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub(crate) fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(crate) fn local(&self) -> &Local {
+        self.local.get()
+    }
+
+    pub(crate) fn pages(&self) -> Pages {
+        self.index.pages()
+    }
+
+    pub(crate) fn claim(&self, run: Run) -> io::Result<Claim<'_>> {
+        self.locks.claim(self.index.file(), run)
+    }
+
+    /// The pages from `run.first` on that are not present; `None` where the first one is.
+    pub(crate) fn absent_head(&self, run: Run) -> io::Result<Option<Run>> {
+        let mut last = None;
+        for page in run.first..=run.last {
+            if self.index.load(page)?.is_present() {
+                break;
+            }
+            last = Some(page);
+        }
+        Ok(last.map(|last| Run { first: run.first, last }))
+    }
+
+    /// Copies bytes from `from` on as far as their pages are present; returns how many. One system call, no lock, no allocation.
+    pub(crate) fn copy_out(&self, from: u64, out: &mut [u8], trust: Trust, counters: &Counters) -> usize {
+        let mut done = 0;
+        while done < out.len() {
+            let (at, rest) = (from + done as u64, &mut out[done..]);
+            let copied = if self.pages().touched(&(at..at + rest.len() as u64)).count() == 1 {
+                self.copy_batch::<1>(at, rest, trust, counters)
+            } else {
+                self.copy_batch::<64>(at, rest, trust, counters)
+            };
+            if copied == 0 {
+                break;
+            }
+            done += copied;
+        }
+        done
+    }
+
+    /// Up to `N` pages with one read of the mirror: words, copy, fence, words again.
+    fn copy_batch<const N: usize>(&self, from: u64, out: &mut [u8], trust: Trust, counters: &Counters) -> usize {
+        let range = from..from + out.len() as u64;
+        let run = self.pages().touched(&range).head(N as u64);
+        for _ in 0..TRIES {
+            let mut seen = [Word(0); N];
+            let mut count = 0;
+            let mut to_check = None;
+            for (page, seen) in (run.first..=run.last).zip(&mut seen) {
+                let Ok(word) = self.index.load(page) else { break };
+                if !word.is_present() {
+                    break;
+                }
+                if !self.stands(word, trust) {
+                    to_check = Some(word);
+                    break;
+                }
+                *seen = word;
+                count += 1;
+            }
+            if count == 0 {
+                let Some(word) = to_check else { return 0 };
+                match self.check(run.first, word, from, out, counters) {
+                    Checked::Copied(n) => return n,
+                    Checked::Changed => continue,
+                    Checked::Unfit => return 0,
+                }
+            }
+            let run = run.head(count as u64);
+            let len = (self.pages().bytes_of(run).end.min(range.end) - from) as usize;
+            if let Err(error) = self.mirror.read(&mut out[..len], from) {
+                self.say_unreadable(run.first, &error);
+                return 0;
+            }
+            fence(Ordering::Acquire);
+            let same = |(page, seen): (u64, &Word)| self.index.load(page).is_ok_and(|now| now == *seen);
+            if (run.first..=run.last).zip(&seen).all(same) {
+                return len;
+            }
+        }
+        0
+    }
+
+    /// Whether a present page may be served without comparing it.
+    fn stands(&self, word: Word, trust: Trust) -> bool {
+        let mine = word.epoch() == self.index.epoch();
+        (mine && word.state() == State::Verified && !trust.never) || (trust.clean && !mine && self.index.opened_clean())
+    }
+
+    /// Compares a page with its checksum, copying what is wanted of it on the way: what is given is what was compared.
+    #[inline(never)]
+    fn check(&self, page: u64, word: Word, from: u64, out: &mut [u8], counters: &Counters) -> Checked {
+        let bytes = self.pages().bytes(page);
+        let wanted = from..bytes.end.min(from + out.len() as u64);
+        let mut crc = Crc32c::new();
+        let mut piece = [0_u8; 32 << 10];
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let len = piece.len().min((bytes.end - at) as usize);
+            if let Err(error) = self.mirror.read(&mut piece[..len], at) {
+                self.say_unreadable(page, &error);
+                if error.kind() == io::ErrorKind::UnexpectedEof {
+                    self.mistrust(page, word, counters);
+                }
+                return Checked::Unfit;
+            }
+            crc.add(&piece[..len]);
+            copy_overlap(at, &piece[..len], from, &mut out[..(wanted.end - from) as usize]);
+            at += len as u64;
+        }
+        fence(Ordering::Acquire);
+        if self.index.load(page).ok() != Some(word) {
+            return Checked::Changed;
+        }
+        if crc.value() != word.crc() {
+            self.mistrust(page, word, counters);
+            return Checked::Unfit;
+        }
+        counters.one(Count::PagesVerified);
+        if word.state() != State::Verified || word.epoch() != self.index.epoch() {
+            self.index.stamp(page, word);
+        }
+        Checked::Copied((wanted.end - wanted.start) as usize)
+    }
+
+    fn mistrust(&self, page: u64, word: Word, counters: &Counters) {
+        if self.index.mistrust(page, word) {
+            counters.one(Count::ChecksumFailures);
+            log::warn(|| format!("{}: page {page} does not match its checksum and is fetched again", self.place.data.display()));
+        }
+    }
+
+    fn say_unreadable(&self, page: u64, error: &io::Error) {
+        log::warn(|| format!("{}: page {page} cannot be read ({error}): read from the source", self.place.data.display()));
+    }
+
+    /// Drops the present pages of a run that nobody is fetching or holds. Returns how many went.
+    pub(crate) fn discard(&self, run: Run) -> io::Result<u64> {
+        let (mut from, mut gone) = (run.first, 0);
+        while from <= run.last {
+            let Some(stretch) = self.index.next_allocated(from) else { break };
+            if stretch.first > run.last {
+                break;
+            }
+            let stretch = Run { first: stretch.first, last: stretch.last.min(run.last) };
+            let held = match self.claim(stretch)? {
+                Claim::Busy(until) => {
+                    from = until + 1;
+                    continue;
+                }
+                Claim::Held(lock) => lock,
+            };
+            self.index.before_change()?;
+            gone += self.drop_pages(held.run())?;
+            from = held.run().last + 1;
+        }
+        Ok(gone)
+    }
+
+    /// Makes pages absent and punches them, neighbours together. The caller holds their lock.
+    pub(crate) fn drop_pages(&self, run: Run) -> io::Result<u64> {
+        let mut gone = 0;
+        let mut hole: Option<Run> = None;
+        for page in run.first..=run.last {
+            let word = self.index.load(page)?;
+            if word.state() == State::Absent || !self.give_up(page) {
+                self.punch(hole.take())?;
+                continue;
+            }
+            gone += 1;
+            hole = Some(Run { first: hole.map_or(page, |hole| hole.first), last: page });
+        }
+        self.punch(hole)?;
+        Ok(gone)
+    }
+
+    fn punch(&self, run: Option<Run>) -> io::Result<()> {
+        run.map_or(Ok(()), |run| self.mirror.punch(self.pages().bytes_of(run)))
+    }
+
+    /// A reader may stamp or mistrust the page meanwhile, so this tries until the word holds still.
+    fn give_up(&self, page: u64) -> bool {
+        while let Ok(word) = self.index.load(page) {
+            if word.state() == State::Absent {
+                return false;
+            }
+            if self.index.give_up(page, word) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The last closer of a session makes the pair durable and says so; everyone else just leaves.
+    fn end_session(&mut self) -> io::Result<()> {
+        if !self.index.is_lasting() {
+            return Ok(());
+        }
+        // After an unclean end, what this session compared may still be in the kernel's cache only.
+        let to_sync = |index: &Index| index.is_dirty() || !index.opened_clean();
+        let fresh = file::reopen(self.index.file())?;
+        if to_sync(&self.index) {
+            // The bulk of it before the lock, so that the next opener does not wait for it.
+            self.mirror.sync()?;
+            file::sync_data(self.index.file())?;
+        }
+        self.index.leave_session(fresh);
+        if file::stat(self.index.file())?.links == 0 || !close_session(self.index.file())? {
+            return Ok(());
+        }
+        if to_sync(&self.index) {
+            self.mirror.sync()?;
+            file::sync(self.index.file())?;
+            for parent in &self.place.parents {
+                file::sync(parent.as_fd())?;
+            }
+            if self.index.end_session_clean() {
+                file::sync_data(self.index.file())?;
+            }
+        } else {
+            self.index.end_session_clean();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let mut open = OPEN.get().lock();
+        if open.get(&self.identity).is_some_and(|weak| weak.strong_count() == 0) {
+            open.remove(&self.identity);
+        }
+        drop(open);
+        if let Err(error) = self.end_session() {
+            let data = self.place.data.display();
+            log::warn(|| format!("{data}: not closed cleanly ({error}): its pages are compared again when it is opened next"));
+        }
+    }
+}
+
+/// Copies into `out`, which stands for bytes from `out_at` on, what of `bytes`, which stand at `at`, falls into it. Returns the range.
+pub(crate) fn copy_overlap(at: u64, bytes: &[u8], out_at: u64, out: &mut [u8]) -> Range<u64> {
+    let start = at.max(out_at);
+    let end = (at + bytes.len() as u64).min(out_at + out.len() as u64);
+    if start < end {
+        out[(start - out_at) as usize..(end - out_at) as usize].copy_from_slice(&bytes[(start - at) as usize..(end - at) as usize]);
+    }
+    start..end.max(start)
+}
+
+/// The header that a new pair gets.
+pub(crate) fn new_header(key: &[u8], version: &[u8], pages: Pages, mirror: [u8; 16]) -> Header {
+    let made = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Header {
+        key: key.to_vec(),
+        version: version.to_vec(),
+        size: pages.size,
+        page_size: pages.page_size,
+        mirror,
+        made: u64::try_from(made.as_nanos()).unwrap_or(u64::MAX),
+    }
+}

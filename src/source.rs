@@ -1,0 +1,245 @@
+//! The remote file: what a program implements ([`Source`], [`Connection`]), and the pool of connections through which it is read.
+//! Counts that the source returns are checked here, and nowhere trusted before.
+
+use crate::error::{Error, Result, SourceError};
+use crate::stats::{Count, Counters};
+use crate::sync::{Condvar, Mutex};
+use crate::sys::fork::{self, PerProcess};
+use std::cell::Cell;
+
+/// A way to read a remote file.
+pub trait Source: Send + Sync {
+    /// Opens a connection. Called lazily, in the process that needs it, on the thread that reads.
+    fn connect(&self) -> std::result::Result<Box<dyn Connection>, SourceError>;
+
+    /// How many connections may be open at once, at least 1.
+    fn max_connections(&self) -> u32 {
+        DEFAULT_CONNECTIONS
+    }
+
+    /// Whether `connect` makes something that works in a forked child of the process that made the source.
+    fn connects_after_fork(&self) -> bool {
+        true
+    }
+}
+
+/// One opened use of a source; used by one call at a time and dropped in the process that opened it.
+pub trait Connection: Send {
+    /// Reads up to `buf.len()` bytes at `offset`. Fewer is fine and is read on; none is an error, as nothing is asked past the end.
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> std::result::Result<usize, SourceError>;
+
+    /// The size of the remote file, bytes. Asked only where the program did not give it.
+    fn size(&mut self) -> std::result::Result<u64, SourceError> {
+        Err(SourceError::new(0, "this source cannot tell its size: give it at open"))
+    }
+}
+
+/// Connections to a source that does not say how many it can take.
+pub const DEFAULT_CONNECTIONS: u32 = 16;
+
+/// A source and this process's connections to it.
+pub(crate) struct Pool {
+    // Dropped in this order: connections before the source that made them.
+    connections: PerProcess<Connections>,
+    source: Box<dyn Source>,
+    made_in: u32,
+}
+
+#[derive(Default)]
+struct Connections {
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Box<dyn Connection>>,
+    open: u32,
+    waiting: u32,
+}
+
+thread_local! {
+    /// The source whose callback this thread is in, by address; 0: none.
+    static INSIDE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// While it lives, this thread is inside a callback of the source.
+struct Inside {
+    before: usize,
+}
+
+impl Inside {
+    fn enter(pool: &Pool) -> Inside {
+        Inside { before: INSIDE.replace(pool.address()) }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(self.before);
+    }
+}
+
+/// A connection in use; goes back to the pool when the use ended well, else it is closed.
+struct Lease<'a> {
+    connections: &'a Connections,
+    connection: Option<Box<dyn Connection>>,
+    ended_well: bool,
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let connection = self.connection.take();
+        let mut state = self.connections.state.lock();
+        let gone = match connection {
+            Some(connection) if self.ended_well => {
+                state.idle.push(connection);
+                None
+            }
+            other => {
+                state.open -= 1;
+                other
+            }
+        };
+        if state.waiting > 0 {
+            self.connections.freed.notify_one();
+        }
+        drop(state);
+        drop(gone); // closes, which may take a while or throw
+    }
+}
+
+impl Pool {
+    pub(crate) fn new(source: Box<dyn Source>) -> Pool {
+        Pool { connections: PerProcess::new(), source, made_in: fork::generation() }
+    }
+
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Refuses a call from inside this source's own callback: it would wait for itself.
+    pub(crate) fn check_not_inside(&self) -> Result<()> {
+        if INSIDE.get() == self.address() {
+            return Err(Error::Argument(
+                "a source's callback read the file that is being read through it; read the remote file itself there".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn lease(&self, counters: &Counters) -> Result<Lease<'_>> {
+        self.check_not_inside()?;
+        let connections = self.connections.get();
+        let mut state = connections.state.lock();
+        let idle = loop {
+            if let Some(connection) = state.idle.pop() {
+                break Some(connection);
+            }
+            if state.open < self.source.max_connections().max(1) {
+                state.open += 1;
+                break None;
+            }
+            state.waiting += 1;
+            state = connections.freed.wait(state);
+            state.waiting -= 1;
+        };
+        drop(state);
+        let fresh = idle.is_none();
+        let mut lease = Lease { connections, connection: idle, ended_well: false };
+        if fresh {
+            if self.made_in != fork::generation() && !self.source.connects_after_fork() {
+                return Err(Error::Forked);
+            }
+            let _inside = Inside::enter(self);
+            match self.source.connect() {
+                Ok(connection) => lease.connection = Some(connection),
+                Err(error) => {
+                    counters.one(Count::SourceErrors);
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(lease)
+    }
+
+    /// Fills `buf` from `offset`, reading on where the source gives less; `progress` after each part. Not shielded: it calls back.
+    pub(crate) fn read(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        size: u64,
+        counters: &Counters,
+        progress: &mut dyn FnMut(),
+    ) -> Result<()> {
+        let mut lease = self.lease(counters)?;
+        let Some(connection) = lease.connection.as_mut() else {
+            return Err(Error::Internal("a lease without a connection".into()));
+        };
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            counters.one(Count::SourceReads);
+            let got = {
+                let _inside = Inside::enter(self);
+                connection.read_at(at, &mut buf[done..])
+            };
+            let asked = buf.len() - done;
+            let failed = match got {
+                Ok(0) => Error::ShortSource { at, size },
+                Ok(n) if n > asked => Error::Source(SourceError::new(
+                    0,
+                    format!("the source says that it read {n} bytes at {at}, and {asked} were asked for: its bytes are not used"),
+                )),
+                Ok(n) => {
+                    counters.add(Count::SourceBytes, n as u64);
+                    done += n;
+                    progress();
+                    continue;
+                }
+                Err(error) => Error::Source(error),
+            };
+            counters.one(Count::SourceErrors);
+            return Err(failed);
+        }
+        lease.ended_well = true;
+        Ok(())
+    }
+
+    /// Asks the source for the size of the remote file.
+    pub(crate) fn size(&self, counters: &Counters) -> Result<u64> {
+        let mut lease = self.lease(counters)?;
+        let Some(connection) = lease.connection.as_mut() else {
+            return Err(Error::Internal("a lease without a connection".into()));
+        };
+        let size = {
+            let _inside = Inside::enter(self);
+            connection.size()
+        };
+        match size {
+            Ok(size) => {
+                lease.ended_well = true;
+                Ok(size)
+            }
+            Err(error) => {
+                counters.one(Count::SourceErrors);
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Some(connections) = self.connections.peek() {
+            let idle = std::mem::take(&mut connections.state.lock().idle);
+            drop(idle);
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.debug_struct("Pool").finish_non_exhaustive()
+    }
+}

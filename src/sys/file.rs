@@ -1,0 +1,262 @@
+//! Files, by descriptor and relative to a directory's descriptor. Opening never follows a link and never yields 0, 1 or 2.
+
+use super::{check, check_len, offset, signal};
+use std::ffi::CStr;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// What `fstat` tells, as far as anyone here asks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stat {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) size: u64,
+    pub(crate) allocated: u64,
+    pub(crate) links: u64,
+    pub(crate) owner: u32,
+    pub(crate) mode: u32,
+}
+
+impl Stat {
+    #[allow(clippy::useless_conversion, reason = "st_nlink is 32 bits wide on other machines")]
+    fn of(raw: &libc::stat) -> Stat {
+        Stat {
+            device: raw.st_dev,
+            inode: raw.st_ino,
+            size: u64::try_from(raw.st_size).unwrap_or(0),
+            allocated: u64::try_from(raw.st_blocks).unwrap_or(0) * 512,
+            links: u64::try_from(raw.st_nlink).unwrap_or(0),
+            owner: raw.st_uid,
+            mode: raw.st_mode,
+        }
+    }
+
+    pub(crate) fn is_file(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
+    pub(crate) fn is_dir(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFDIR
+    }
+
+    /// Ours, and nobody else may write it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner == effective_user() && self.mode & 0o022 == 0
+    }
+}
+
+pub(crate) fn effective_user() -> u32 {
+    // SAFETY: no argument, no failure.
+    unsafe { libc::geteuid() }
+}
+
+/// How to open a file inside a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Open {
+    /// What is there, for reading and writing.
+    Existing,
+    /// A new file, 0600, or `AlreadyExists`.
+    New,
+    /// A new file without a name, 0600; the name given is the directory's.
+    Unnamed,
+    /// A directory.
+    Directory,
+}
+
+impl Open {
+    fn flags(self) -> libc::c_int {
+        let always = libc::O_CLOEXEC | libc::O_NOFOLLOW;
+        match self {
+            // O_NONBLOCK: opening a FIFO that someone planted does not wait.
+            Open::Existing => always | libc::O_RDWR | libc::O_NONBLOCK | libc::O_NOCTTY,
+            Open::New => always | libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
+            Open::Unnamed => libc::O_CLOEXEC | libc::O_RDWR | libc::O_TMPFILE,
+            Open::Directory => libc::O_CLOEXEC | libc::O_RDONLY | libc::O_DIRECTORY,
+        }
+    }
+}
+
+/// Opens `name` relative to a directory, or to the working directory.
+pub(crate) fn open_at(dir: Option<BorrowedFd<'_>>, name: &CStr, how: Open) -> io::Result<OwnedFd> {
+    let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
+    // SAFETY: a terminated name; the mode is given wherever a file may be made.
+    let fd = check(|| unsafe { libc::openat(dir, name.as_ptr(), how.flags(), 0o600) })?;
+    above_standard(fd)
+}
+
+/// A description of its own of an open file: locks on it exclude those of every other description.
+pub(crate) fn reopen(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let path = descriptor_path(file.as_raw_fd());
+    // SAFETY: a terminated path.
+    let fd = check(|| unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) })?;
+    above_standard(fd)
+}
+
+/// `/proc/self/fd/N`, made without allocating.
+pub(crate) fn descriptor_path(fd: RawFd) -> PathBuffer {
+    use std::io::Write;
+    let mut path = PathBuffer([0; 40]);
+    let mut rest = &mut path.0[..39];
+    // 39 bytes hold the prefix and any 32-bit number.
+    let _ = write!(rest, "/proc/self/fd/{fd}");
+    path
+}
+
+/// A short terminated path on the stack.
+pub(crate) struct PathBuffer([u8; 40]);
+
+impl PathBuffer {
+    pub(crate) fn as_ptr(&self) -> *const libc::c_char {
+        self.0.as_ptr().cast()
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.split(|&byte| byte == 0).next().unwrap_or(&[])
+    }
+}
+
+/// A program may have closed its standard descriptors; a cache file there would receive what it prints.
+fn above_standard(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: just opened, owned by nobody else.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    if fd > 2 {
+        return Ok(owned);
+    }
+    // SAFETY: an open descriptor.
+    let moved = check(|| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: just made, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(moved) })
+}
+
+pub(crate) fn stat(file: BorrowedFd<'_>) -> io::Result<Stat> {
+    let mut raw = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: room for one stat.
+    check(|| unsafe { libc::fstat(file.as_raw_fd(), raw.as_mut_ptr()) })?;
+    // SAFETY: filled by the call, which did not fail.
+    Ok(Stat::of(unsafe { raw.assume_init_ref() }))
+}
+
+/// What a name stands for now, links not followed.
+pub(crate) fn stat_at(dir: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<Stat> {
+    let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
+    let mut raw = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: a terminated name and room for one stat.
+    check(|| unsafe { libc::fstatat(dir, name.as_ptr(), raw.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW) })?;
+    // SAFETY: filled by the call, which did not fail.
+    Ok(Stat::of(unsafe { raw.assume_init_ref() }))
+}
+
+/// Whether the file lies in memory, where reading a hole of a map takes space and may raise SIGBUS.
+pub(crate) fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+    let mut raw = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: room for one statfs.
+    if check(|| unsafe { libc::fstatfs(file.as_raw_fd(), raw.as_mut_ptr()) }).is_err() {
+        return true; // the careful answer
+    }
+    // SAFETY: filled by the call, which did not fail.
+    let kind = unsafe { raw.assume_init_ref() }.f_type;
+    kind == libc::TMPFS_MAGIC || kind == 0x8584_58f6 // ramfs
+}
+
+/// Reads at an offset; fewer bytes than asked only at the end of the file.
+pub(crate) fn read_at(file: BorrowedFd<'_>, buf: &mut [u8], from: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        let rest = &mut buf[done..];
+        let at = offset(from + done as u64)?;
+        // SAFETY: `rest` is ours for the call.
+        let n = check_len(|| unsafe { libc::pread(file.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) })?;
+        if n == 0 {
+            break;
+        }
+        done += n;
+    }
+    Ok(done)
+}
+
+/// Writes all of it, or an error; then some of it may have been written.
+pub(crate) fn write_at(file: BorrowedFd<'_>, buf: &[u8], to: u64) -> io::Result<()> {
+    signal::without_file_size(|| {
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = &buf[done..];
+            let at = offset(to + done as u64)?;
+            // SAFETY: `rest` is valid for the call.
+            let n = check_len(|| unsafe { libc::pwrite(file.as_raw_fd(), rest.as_ptr().cast(), rest.len(), at) })?;
+            if n == 0 {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            done += n;
+        }
+        Ok(())
+    })
+}
+
+/// Gives a new file its length, as one hole.
+pub(crate) fn set_len(file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+    let len = offset(len)?;
+    // SAFETY: an open descriptor.
+    signal::without_file_size(|| check(|| unsafe { libc::ftruncate(file.as_raw_fd(), len) }).map(drop))
+}
+
+/// Gives a stretch inside the file its blocks, so that a store into its map cannot raise SIGBUS.
+pub(crate) fn allocate(file: BorrowedFd<'_>, stretch: Range<u64>) -> io::Result<()> {
+    let (from, len) = (offset(stretch.start)?, offset(stretch.end - stretch.start)?);
+    let how = libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: an open descriptor.
+    signal::without_file_size(|| check(|| unsafe { libc::fallocate(file.as_raw_fd(), how, from, len) }).map(drop))
+}
+
+/// Gives a stretch's blocks back; it reads as zeros from then on.
+pub(crate) fn punch(file: BorrowedFd<'_>, stretch: Range<u64>) -> io::Result<()> {
+    let (from, len) = (offset(stretch.start)?, offset(stretch.end - stretch.start)?);
+    let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: an open descriptor.
+    check(|| unsafe { libc::fallocate(file.as_raw_fd(), how, from, len) }).map(drop)
+}
+
+/// The first offset at or after `from` where the file has data; `None` where only a hole is left.
+pub(crate) fn next_data(file: BorrowedFd<'_>, from: u64) -> io::Result<Option<u64>> {
+    let from = offset(from)?;
+    // SAFETY: an open descriptor; nobody uses its position.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), from, libc::SEEK_DATA) };
+    if let Ok(at) = u64::try_from(at) {
+        return Ok(Some(at));
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ENXIO) { Ok(None) } else { Err(error) }
+}
+
+/// Data and what is needed to find it again reach the disk.
+pub(crate) fn sync_data(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: an open descriptor.
+    check(|| unsafe { libc::fdatasync(file.as_raw_fd()) }).map(drop)
+}
+
+/// Everything reaches the disk; of a directory, its names.
+pub(crate) fn sync(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: an open descriptor.
+    check(|| unsafe { libc::fsync(file.as_raw_fd()) }).map(drop)
+}
+
+/// Gives a file a second name, never over another; both relative to the same directory.
+pub(crate) fn link_at(dir: Option<BorrowedFd<'_>>, from: &CStr, to: &CStr) -> io::Result<()> {
+    let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
+    // SAFETY: terminated names.
+    check(|| unsafe { libc::linkat(dir, from.as_ptr(), dir, to.as_ptr(), 0) }).map(drop)
+}
+
+pub(crate) fn unlink_at(dir: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<()> {
+    let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
+    // SAFETY: a terminated name.
+    check(|| unsafe { libc::unlinkat(dir, name.as_ptr(), 0) }).map(drop)
+}
+
+/// 16 bytes that nobody else has.
+pub(crate) fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0_u8; 16];
+    // SAFETY: 16 bytes of room; requests up to 256 bytes come whole.
+    let n = check_len(|| unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })?;
+    if n == bytes.len() { Ok(bytes) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
+}
