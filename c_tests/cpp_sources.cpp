@@ -1,5 +1,5 @@
-// Guards nearfile::source: every shape of source that the header allows is understood, it is made and destroyed as often
-// as it should be and by whom, and what a source counts wrongly is never stored.
+// Guards nearfile::source: every shape of source that the header allows is understood, it is made and destroyed as
+// often as it should be and by whom, and what a source counts wrongly is never stored.
 #include "nearfile.hpp"
 
 #include <sys/wait.h>

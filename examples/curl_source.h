@@ -114,7 +114,7 @@ static inline int curl_source_number(const char **text, uint64_t *out) {
   return 1;
 }
 
-/* "bytes 0-99/1234", "bytes 0-99/" "*" or, with 416, "bytes *" "/1234". */
+/* "bytes 0-99/1234"; a star may stand for the total or, with 416, for the range. */
 static inline void curl_source_parse_range(curl_source_answer *answer, const char *value) {
   const char *at = value + 6;
   if (strncasecmp(value, "bytes ", 6) != 0) return;
@@ -288,7 +288,7 @@ static inline int32_t curl_source_open(void *arg, void **out_connection) {
   curl_easy_setopt(connection->easy, CURLOPT_REDIR_PROTOCOLS, (long)(CURLPROTO_HTTP | CURLPROTO_HTTPS));
 #endif
   curl_easy_setopt(connection->easy, CURLOPT_CONNECTTIMEOUT, 10L);
-  curl_easy_setopt(connection->easy, CURLOPT_LOW_SPEED_LIMIT, 1L); /* a silent server: tried again after 15 s, however long the body */
+  curl_easy_setopt(connection->easy, CURLOPT_LOW_SPEED_LIMIT, 1L); /* a silent server is tried again after 15 s */
   curl_easy_setopt(connection->easy, CURLOPT_LOW_SPEED_TIME, 15L);
   *out_connection = connection;
   return 0;
@@ -400,7 +400,8 @@ static inline const char *curl_source_sentence(int64_t code) {
 
 static inline const char *curl_source_message(int64_t code, char *buf, size_t buf_len) {
   if (code > CURL_SOURCE_LIBCURL && code < CURL_SOURCE_SHORT_BODY) {
-    snprintf(buf, buf_len, "%s (libcurl %d)", curl_easy_strerror((CURLcode)(code - CURL_SOURCE_LIBCURL)), (int)(code - CURL_SOURCE_LIBCURL));
+    int libcurl = (int)(code - CURL_SOURCE_LIBCURL);
+    snprintf(buf, buf_len, "%s (libcurl %d)", curl_easy_strerror((CURLcode)libcurl), libcurl);
   } else if (code >= 100 && code < 600) {
     snprintf(buf, buf_len, "%s (HTTP %d)", curl_source_sentence(code), (int)code);
   } else {

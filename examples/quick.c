@@ -43,7 +43,8 @@ int main(int argc, char **argv) {
   if (n < 0) return fail(argv[1]);
   nearfile_stats stats = {.struct_size = sizeof stats};
   nearfile_get_stats(file, &stats);
-  printf("%" PRId64 " bytes: %" PRIu64 " source reads, %" PRIu64 " hits, %" PRIu64 " misses\n", n, stats.source_reads, stats.hits, stats.misses);
+  printf("%" PRId64 " bytes: %" PRIu64 " source reads, %" PRIu64 " hits, %" PRIu64 " misses\n",
+         n, stats.source_reads, stats.hits, stats.misses);
   nearfile_close(file);
   nearfile_cache_close(cache);
 }

@@ -429,7 +429,8 @@ class source {
   std::unique_ptr<void, void (*)(void*)> object_;
 };
 
-// How to open a cache directory. 0 is the default everywhere.
+// How to open a cache directory. 0 is the default everywhere; what this version does not have (see nearfile.h) throws
+// NEARFILE_ERROR_UNSUPPORTED if it is not 0.
 struct cache_options {
   std::uint64_t size_limit = 0;       // bytes of all files together
   std::uint64_t min_free = 0;         // bytes of the file system to leave free
@@ -457,8 +458,8 @@ struct options {
 // A directory of cached files. Files that are open stay usable after their cache is gone.
 class cache {
  public:
-  // $XDG_CACHE_HOME/nearfile, else $HOME/.cache/nearfile. Made if absent; one that cannot be used is no error, files are
-  // then read from their sources.
+  // $XDG_CACHE_HOME/nearfile, else $HOME/.cache/nearfile. Made if absent. One that cannot be used is no error: files
+  // are then read from their sources.
   cache() : cache(cache_options{}) {}
   explicit cache(const cache_options& how) : handle_(open(nullptr, how)) {}
   // The directory `dir` (a std::filesystem::path will do), likewise.

@@ -23,6 +23,19 @@ pub struct File {
     position: AtomicU64,
 }
 
+/// Undoes a move of the position whose read failed, or was left by a C++ exception, unless another thread has gone on from there.
+struct Moved<'a> {
+    position: &'a AtomicU64,
+    from: u64,
+    to: u64,
+}
+
+impl Drop for Moved<'_> {
+    fn drop(&mut self) {
+        let _ = self.position.compare_exchange(self.to, self.from, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     pair: Option<Arc<Pair>>,
@@ -118,14 +131,11 @@ impl File {
     pub fn read(&self, buf: &mut [u8]) -> Result<usize> {
         let size = self.size();
         let advance = |at: u64| Some(at + (buf.len() as u64).min(size.saturating_sub(at)));
-        let at = match self.position.fetch_update(Ordering::AcqRel, Ordering::Acquire, advance) {
-            Ok(at) | Err(at) => at,
-        };
-        let moved_to = at + (buf.len() as u64).min(size.saturating_sub(at));
-        self.read_at(buf, at).inspect_err(|_| {
-            // What was not read is read again next time, unless another thread has gone on.
-            let _ = self.position.compare_exchange(moved_to, at, Ordering::AcqRel, Ordering::Acquire);
-        })
+        let (Ok(at) | Err(at)) = self.position.fetch_update(Ordering::AcqRel, Ordering::Acquire, advance);
+        let moved = Moved { position: &self.position, from: at, to: at + (buf.len() as u64).min(size.saturating_sub(at)) };
+        let read = self.read_at(buf, at)?;
+        std::mem::forget(moved);
+        Ok(read)
     }
 
     /// Moves the position, also past the end, where reads give 0. Returns it.

@@ -174,8 +174,14 @@ impl Index {
     }
 
     /// Whether any process of this session has changed a page.
-    pub(crate) fn is_dirty(&self) -> bool {
+    fn is_dirty(&self) -> bool {
         self.map.word(AT_DIRTY).load(Ordering::Acquire) == self.count
+    }
+
+    /// Whether the last closer must sync before it may say clean. A session that changed no page must do so, too, if it was opened
+    /// after an unclean end: what it compared may be in the kernel's cache only. The very first one has nothing to lose then.
+    pub(crate) fn must_sync(&self) -> bool {
+        self.is_dirty() || !(self.opened_clean || self.count == 1)
     }
 
     fn mark_dirty(&self) {

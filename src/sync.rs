@@ -1,7 +1,7 @@
 //! Atomics, locks and conditions, from one place, so that a model checker can take it over.
 //!
 //! The locks are those of `std`: on Linux a futex word and nothing else. `parking_lot` keeps a process-wide table whose buckets a
-//! forked child may inherit locked; a child that contends on a *fresh* lock then hangs (9 of 300 forks, `tests/fork_locks.rs`).
+//! forked child may inherit locked; a child that contends on a *fresh* lock then hangs (`tests/fork_locks.rs`).
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{MutexGuard, PoisonError};
