@@ -73,10 +73,12 @@ static inline void nf_sleep_us(unsigned us) {
   }
 }
 
-// Waits until a condition holds; false after so many milliseconds.
-#define NF_UNTIL(condition, ms) nf_until_(&(int64_t){nf_now_ms() + (ms)}, condition)
-#define nf_until_(deadline, condition) \
-  for (; !(condition) && nf_now_ms() < *(deadline); nf_sleep_us(200)) {}
+// Waits until a condition holds, but no longer than so many milliseconds.
+#define NF_UNTIL(condition, ms)                                               \
+  do {                                                                        \
+    int64_t nf_deadline = nf_now_ms() + (ms);                                 \
+    while (!(condition) && nf_now_ms() < nf_deadline) nf_sleep_us(200);       \
+  } while (0)
 
 // ---- cases, and a directory for each -----------------------------------------------------------------------------------
 
@@ -217,6 +219,9 @@ static inline uint64_t far_pages(const far_file *far) {
   return far->size / far->page_size + (far->size % far->page_size != 0);
 }
 
+// Reads are counted page by page in files of a sensible number of pages only.
+static inline bool far_counts(const far_file *far) { return far->size / far->page_size < 1u << 20; }
+
 static inline size_t far_length(uint64_t size, uint64_t page_size) {
   uint64_t pages = size / page_size + 1;
   return sizeof(far_file) + (pages > 1u << 20 ? 0 : (size_t)pages) * sizeof(uint32_t);
@@ -261,7 +266,7 @@ static inline int32_t far_give(far_connection *connection, uint64_t offset, void
     size_t given = len < left ? len : (size_t)left;
     nf_fill(buf, given, offset, far->version);
     atomic_fetch_add(&far->bytes, given);
-    if (far_pages(far) <= 1u << 20) {
+    if (far_counts(far)) {
       for (uint64_t page = (offset + far->page_size - 1) / far->page_size; page * far->page_size < offset + given; page++) {
         atomic_fetch_add(&far->page_reads[page], 1);
       }
@@ -351,7 +356,8 @@ static inline void far_check_once(far_file *far, const char *file, int line) {
 #define CHECK_ONCE(far) far_check_once(far, __FILE__, __LINE__)
 
 static inline void far_forget(far_file *far) {
-  far->reads = 0, far->bytes = 0;
+  atomic_store(&far->reads, 0);
+  atomic_store(&far->bytes, 0);
   for (uint64_t page = 0; page < far_pages(far); page++) far->page_reads[page] = 0;
 }
 
