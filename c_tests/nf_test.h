@@ -420,7 +420,8 @@ static inline void nf_check_pread(const char *at, int line, const nearfile_file 
 // The whole file, in parts.
 static inline void nf_check_all(const char *at, int line, const nearfile_file *file, uint64_t version) {
   uint64_t size = (uint64_t)nearfile_size(file);
-  for (uint64_t offset = 0; offset < size && nf_failures == 0; offset += 64 << 10) {
+  int before = nf_failures;
+  for (uint64_t offset = 0; offset < size && nf_failures == before; offset += 64 << 10) {
     nf_check_pread(at, line, file, 64 << 10, offset, version);
   }
 }
