@@ -207,8 +207,8 @@ struct far_file {
   bool one_at_a_time;                     // callbacks that overlap are an offence
   int32_t (*hook)(far_file *, uint64_t offset, size_t len);  // before a read; not 0: the read fails so
   void *hook_data;
-  pid_t made_by;
   _Atomic uint64_t reads, bytes, opens, closes, releases, sizes;
+  atomic_int sources;                     // made over it
   _Atomic uint64_t offences;              // calls that the manual rules out: overlaps, wrong process, past the end
   atomic_int inside, most_inside, connections, most_connections;
   far_connection self;
@@ -231,7 +231,6 @@ static inline far_file *far_new(uint64_t size, uint64_t version, uint64_t page_s
   far_file *far = mmap(NULL, far_length(size, page_size), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   MUST(far != MAP_FAILED);
   far->size = size, far->version = version, far->page_size = page_size;
-  far->made_by = getpid();
   far->self.far = far;
   return far;
 }
@@ -319,7 +318,7 @@ static inline void far_close(void *connection) {
 
 static inline void far_release(void *user_data) {
   far_file *far = ((far_connection *)user_data)->far;
-  if (atomic_load(&far->inside) != 0) far_offence(far, "released while a call is under way");
+  if (far->sources == 1 && atomic_load(&far->inside) != 0) far_offence(far, "released while a call is under way");
   atomic_fetch_add(&far->releases, 1);
 }
 
@@ -334,6 +333,7 @@ enum far_kind { FAR_AT, FAR_AT_OPEN, FAR_SEEK, FAR_SEEK_OPEN };
 
 static inline nearfile_source far_source(far_file *far, enum far_kind kind) {
   nearfile_source source = {.struct_size = sizeof source, .user_data = &far->self, .release = far_release};
+  atomic_fetch_add(&far->sources, 1);
   if (kind == FAR_AT || kind == FAR_AT_OPEN) source.read_at = far_read_at;
   if (kind == FAR_SEEK || kind == FAR_SEEK_OPEN) source.read = far_read, source.seek = far_seek;
   if (kind == FAR_AT_OPEN || kind == FAR_SEEK_OPEN) source.open = far_open, source.close = far_close;

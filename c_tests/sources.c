@@ -580,8 +580,6 @@ static void reading_itself_is_refused(void) {
       CHECK_EQ(nf_walk(file), 0);
       far->hook = NULL;
       CHECK_ALL(file, VERSION);
-      // A hit inside a callback is not a reason to wait, nor is another handle's end of file.
-      CHECK_EQ(nearfile_pread(file, buf, sizeof buf, SIZE), 0);
       if (by_dup) nearfile_close(inner.file);
       nearfile_close(file);
       far_free(far);
