@@ -99,8 +99,10 @@ fn make(dir: BorrowedFd<'_>) -> io::Result<()> {
         .and_then(|()| file::allocate(file.as_fd(), 0..CONTROL_LEN))
         .and_then(|()| file::write_at(file.as_fd(), &encode_control(), 0))
         .and_then(|()| file::sync(file.as_fd()))
-        .and_then(|()| file::link_at(Some(dir), &name, NAME));
-    let _ = file::unlink_at(Some(dir), &name);
+        .and_then(|()| file::publish_at(Some(dir), &name, NAME));
+    if made.is_err() {
+        let _ = file::unlink_at(Some(dir), &name);
+    }
     made
 }
 

@@ -212,11 +212,11 @@ impl Directory {
         let made = file::set_len(mirror.as_fd(), header.size)
             .and_then(|()| file::open_at(dir, &index_name, Open::New))
             .and_then(|index| begin_first(index, &mirror, &header, true));
-        let published = made.and_then(|index| file::link_at(dir, &index_name, name).map(|()| index));
-        let _ = file::unlink_at(dir, &index_name);
+        let published = made.and_then(|index| file::publish_at(dir, &index_name, name).map(|()| index));
         let index = match published {
             Ok(index) => index,
             Err(error) => {
+                let _ = file::unlink_at(dir, &index_name);
                 let _ = file::unlink_at(dir, &data_name);
                 return if error.kind() == io::ErrorKind::AlreadyExists { Ok(Found::Again) } else { Err(error) };
             }
@@ -497,9 +497,8 @@ impl Paths {
         beside.push(hex(&file::random()?));
         let beside = CString::new(beside.as_bytes()).map_err(io::Error::other)?;
         let filled = file::open_at(None, &beside, Open::New).and_then(fill);
-        let linked = filled.and_then(|value| file::link_at(None, &beside, name).map(|()| value));
-        let _ = file::unlink_at(None, &beside);
-        linked
+        let published = filled.and_then(|value| file::publish_at(None, &beside, name).map(|()| value));
+        published.inspect_err(|_| drop(file::unlink_at(None, &beside)))
     }
 }
 

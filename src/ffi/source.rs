@@ -175,8 +175,8 @@ impl Connection for Opened {
         let mut bytes = u64::MAX;
         // SAFETY: the program's callback, on its connection.
         check(unsafe { size(self.connection, &raw mut bytes) }, "size")?;
-        if bytes == u64::MAX {
-            return Err(SourceError::new(0, "the source's size returned 0 and did not set *out_size"));
+        if i64::try_from(bytes).is_err() {
+            return Err(SourceError::new(0, format!("the source's size returned 0 and set *out_size to {bytes}, or not at all")));
         }
         Ok(bytes)
     }

@@ -240,11 +240,24 @@ pub(crate) fn sync(file: BorrowedFd<'_>) -> io::Result<()> {
     check(|| unsafe { libc::fsync(file.as_raw_fd()) }).map(drop)
 }
 
-/// Gives a file a second name, never over another; both relative to the same directory.
-pub(crate) fn link_at(dir: Option<BorrowedFd<'_>>, from: &CStr, to: &CStr) -> io::Result<()> {
+/// Gives a file that was filled in its final name, never over another; both relative to the same directory. In one step: a file with
+/// two names for a moment would look like a planted hard link to whoever opens it then.
+pub(crate) fn publish_at(dir: Option<BorrowedFd<'_>>, from: &CStr, to: &CStr) -> io::Result<()> {
     let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
     // SAFETY: terminated names.
-    check(|| unsafe { libc::linkat(dir, from.as_ptr(), dir, to.as_ptr(), 0) }).map(drop)
+    let renamed = check(|| unsafe {
+        libc::syscall(libc::SYS_renameat2, dir, from.as_ptr(), dir, to.as_ptr(), libc::RENAME_NOREPLACE) as libc::c_int
+    });
+    match renamed {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            // A file system that cannot: two steps.
+            // SAFETY: terminated names.
+            check(|| unsafe { libc::linkat(dir, from.as_ptr(), dir, to.as_ptr(), 0) })?;
+            // SAFETY: a terminated name.
+            check(|| unsafe { libc::unlinkat(dir, from.as_ptr(), 0) }).map(drop)
+        }
+        renamed => renamed.map(drop),
+    }
 }
 
 pub(crate) fn unlink_at(dir: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<()> {
