@@ -91,7 +91,8 @@ static void check_file(nearfile_cache *cache, uint64_t size, uint64_t page_size,
   CHECK_EQ(nearfile_seek(file, 0, NEARFILE_SEEK_SET), 0);
   uint64_t at = 0;
   size_t part = size < 1000 ? 1 : (size_t)(size / 100 + 7);
-  while (at < size && nf_failures == 0) {
+  int failures = nf_failures;
+  while (at < size && nf_failures == failures) {
     check_read(file, part, at);
     at += part < size - at ? part : size - at;
   }
@@ -424,7 +425,8 @@ static void random_run(uint64_t size, uint64_t page, uint64_t max_fetch, enum fa
   unsigned char *buf = malloc(20001);
   MUST(buf != NULL);
 
-  for (int op = 0; op < count && nf_failures == 0; op++) {
+  int failures = nf_failures;
+  for (int op = 0; op < count && nf_failures == failures; op++) {
     size_t handle = (size_t)nf_below(&seed, HANDLES);
     nearfile_file *file = model.handles[handle];
     uint64_t *position = &model.positions[handle];
@@ -458,7 +460,7 @@ static void random_run(uint64_t size, uint64_t page, uint64_t max_fetch, enum fa
     } else {
       model_check_cached(&model);
     }
-    if (nf_failures != 0) fprintf(stderr, "  at operation %d of size %" PRIu64 ", page %" PRIu64 "\n", op, size, page);
+    if (nf_failures != failures) fprintf(stderr, "  at operation %d of size %" PRIu64 ", page %" PRIu64 "\n", op, size, page);
   }
   model_check_cached(&model);
   nearfile_stats stats = nf_stats(model.handles[0]);

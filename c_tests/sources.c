@@ -489,12 +489,13 @@ static void check_overlap(enum far_kind kind, uint32_t max_connections, int leas
   }
   for (int i = 0; i < THREADS; i++) nf_join(threads[i]);
   nearfile_close(file);
+  int failures = nf_failures;
   CHECK(far->most_inside >= least && far->most_inside <= most);
   CHECK(far->most_connections <= most);
   CHECK_EQ(far->opens, far->closes);
   CHECK_EQ(far->connections, 0);
   CHECK_EQ(far->offences, 0);
-  if (nf_failures != 0) fprintf(stderr, "  kind %d, max_connections %u: %d calls at once, %d connections\n", kind, max_connections,
+  if (nf_failures != failures) fprintf(stderr, "  kind %d, max_connections %u: %d calls at once, %d connections\n", kind, max_connections,
                                 (int)far->most_inside, (int)far->most_connections);
   for (uint64_t page = 0; page < PAGES; page++) CHECK(far->page_reads[page] <= 1);
   far_free(far);
