@@ -1,13 +1,13 @@
 //! Page-run and session locks: byte-range locks of the index, each holder with a description of its own.
 
-use crate::format::{LOCK_BASE, SESSION_LOCK};
+use crate::format::{FREEZE_LOCK, LOCK_BASE, SESSION_LOCK};
 use crate::range::Run;
 use crate::sync::Mutex;
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
-use crate::sys::lock::{Kind, holder, try_lock, unlock};
+use crate::sys::lock::{Holder, Kind, holder, try_lock, unlock};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Descriptions kept for the next fetch of the same file.
@@ -24,8 +24,8 @@ pub(crate) struct PageLocks {
 pub(crate) enum Claim<'a> {
     /// The pages are locked: all that were asked for, or the first of them.
     Held(PageLock<'a>),
-    /// The first page is someone else's, up to this one at least.
-    Busy(u64),
+    /// The first page is someone else's, up to this one at least; pinned pages are not coming free soon.
+    Busy { until: u64, pinned: bool },
 }
 
 /// Pages locked for this holder alone, until dropped.
@@ -57,17 +57,30 @@ impl PageLocks {
                 return Ok(Claim::Held(lock));
             }
             match lock.other_holder(wanted)? {
-                Some((first, _)) if first > run.first => last = first - 1,
-                Some((_, until)) => {
+                Some(other) if other.first > run.first => last = other.first - 1,
+                Some(other) => {
                     lock.give_back();
-                    return Ok(Claim::Busy(until.min(run.last)));
+                    return Ok(Claim::Busy { until: other.last.min(run.last), pinned: other.kind == Kind::Shared });
                 }
                 None => {}
             }
         }
         lock.give_back();
-        Ok(Claim::Busy(run.first))
+        Ok(Claim::Busy { until: run.first, pinned: false })
     }
+}
+
+/// Pages that nobody may fetch again, drop or punch while this lives, in any process. Gone in a forked child.
+#[derive(Debug)]
+pub(crate) struct PinLock {
+    _description: ChildCloses,
+}
+
+/// Pins a run by one try over all of it.
+pub(crate) fn pin(index: BorrowedFd<'_>, run: Run) -> io::Result<Option<PinLock>> {
+    let description = ChildCloses::open(|| file::reopen(index))?;
+    let held = try_lock(description.as_fd(), Kind::Shared, LOCK_BASE + run.first, run.count())?;
+    Ok(held.then_some(PinLock { _description: description }))
 }
 
 impl PageLock<'_> {
@@ -81,10 +94,11 @@ impl PageLock<'_> {
         try_lock(description.as_fd(), Kind::Exclusive, LOCK_BASE + run.first, run.count())
     }
 
-    fn other_holder(&self, run: Run) -> io::Result<Option<(u64, u64)>> {
+    fn other_holder(&self, run: Run) -> io::Result<Option<Holder>> {
         let Some(description) = &self.description else { return Ok(None) };
         let found = holder(description.as_fd(), LOCK_BASE + run.first, run.count())?;
-        Ok(found.map(|(first, last)| (first.saturating_sub(LOCK_BASE), last - LOCK_BASE.min(last))))
+        let page = |byte: u64| byte.saturating_sub(LOCK_BASE);
+        Ok(found.map(|held| Holder { first: page(held.first), last: page(held.last), kind: held.kind }))
     }
 
     /// Lets go of the pages after `last`.
@@ -127,16 +141,16 @@ pub(crate) enum Entry {
     Joined,
 }
 
-/// Enters the session of an index on a fresh description of it; tries exclusive and shared in turn, since either may be held for a
-/// moment by another opener or by the last closer. `None` when the time is over.
-pub(crate) fn enter_session(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Entry>> {
+/// Enters the session that a byte of a file stands for, on a fresh description of it; tries exclusive and shared in turn, since either
+/// may be held for a moment by another opener or by the last closer. `None` when the time is over.
+pub(crate) fn enter(file: BorrowedFd<'_>, byte: u64, wait: Duration) -> io::Result<Option<Entry>> {
     let deadline = Instant::now() + wait;
     let mut pause = Duration::from_micros(50);
     loop {
-        if try_lock(index, Kind::Exclusive, SESSION_LOCK, 1)? {
+        if try_lock(file, Kind::Exclusive, byte, 1)? {
             return Ok(Some(Entry::First));
         }
-        if try_lock(index, Kind::Shared, SESSION_LOCK, 1)? {
+        if try_lock(file, Kind::Shared, byte, 1)? {
             return Ok(Some(Entry::Joined));
         }
         if Instant::now() >= deadline {
@@ -148,11 +162,50 @@ pub(crate) fn enter_session(index: BorrowedFd<'_>, wait: Duration) -> io::Result
 }
 
 /// The first opener is done: others may come in. Never an unlock: a forked child may hold the same description.
-pub(crate) fn share_session(index: BorrowedFd<'_>) -> io::Result<()> {
-    try_lock(index, Kind::Shared, SESSION_LOCK, 1).map(drop)
+pub(crate) fn share(file: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
+    try_lock(file, Kind::Shared, byte, 1).map(drop)
 }
 
-/// Whether nobody has the session, seen from a fresh description, which then holds it alone.
+/// Whether nobody is in the session, seen from a fresh description, which then holds it alone.
+pub(crate) fn is_deserted(fresh: BorrowedFd<'_>, byte: u64) -> io::Result<bool> {
+    try_lock(fresh, Kind::Exclusive, byte, 1)
+}
+
+/// Enters the session of an index.
+pub(crate) fn enter_session(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Entry>> {
+    enter(index, SESSION_LOCK, wait)
+}
+
+/// Lets others into the session of an index.
+pub(crate) fn share_session(index: BorrowedFd<'_>) -> io::Result<()> {
+    share(index, SESSION_LOCK)
+}
+
+/// Whether nobody has the session of an index.
 pub(crate) fn close_session(fresh: BorrowedFd<'_>) -> io::Result<bool> {
-    try_lock(fresh, Kind::Exclusive, SESSION_LOCK, 1)
+    is_deserted(fresh, SESSION_LOCK)
+}
+
+/// Keeps every page of an index where it is, until the description is closed; `None` where someone does not stop dropping pages.
+/// A forked child that inherits the description keeps them, too.
+pub(crate) fn freeze(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<OwnedFd>> {
+    let description = file::reopen(index)?;
+    lock_freeze(description.as_fd(), Kind::Shared, wait).map(|held| held.then_some(description))
+}
+
+/// The right to drop pages of an index, alone; `None` where they are frozen, or another is dropping.
+pub(crate) fn dropping(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<ChildCloses>> {
+    let description = ChildCloses::open(|| file::reopen(index))?;
+    lock_freeze(description.as_fd(), Kind::Exclusive, wait).map(|held| held.then_some(description))
+}
+
+fn lock_freeze(description: BorrowedFd<'_>, kind: Kind, wait: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + wait;
+    while !try_lock(description, kind, FREEZE_LOCK, 1)? {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(true)
 }
