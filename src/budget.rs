@@ -6,9 +6,10 @@
 //! leaves the count too high, never too low; the first opener of the directory counts anew after an unclean end.
 
 use crate::control::{Control, DirectoryLock};
-use crate::format::{AT_CONTROL_DURABLE, AT_CONTROL_SESSION, AT_LIMIT, AT_USED, DIRECTORY_SESSION, SLOT_LOCKS, SLOTS};
-use crate::lock::{Entry, enter, is_deserted, share};
+use crate::format::{AT_CONTROL_DURABLE, AT_CONTROL_SESSION, AT_LIMIT, AT_USED, SLOT_LOCKS, SLOTS};
+use crate::lock::{CONTROL_SESSION, Entry};
 use crate::log;
+use crate::options::DEFAULT_WAIT;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
@@ -71,23 +72,22 @@ impl Budget {
         census: impl FnOnce() -> u64,
     ) -> io::Result<Arc<Budget>> {
         let session = control.reopen()?;
-        match enter(session.as_fd(), DIRECTORY_SESSION, wait)? {
-            None => return Err(io::Error::other("another process does not come to an end with opening or closing the directory")),
-            Some(Entry::Joined) => {}
-            Some(Entry::First) => {
-                let before = control.word(AT_CONTROL_SESSION).load(Ordering::Acquire);
-                if before & 1 == 0 {
-                    for slot in 0..SLOTS {
-                        let (reserved, private) = control.slot(slot);
-                        reserved.store(0, Ordering::Release);
-                        private.store(0, Ordering::Release);
-                    }
-                    control.word(AT_USED).store(census(), Ordering::Release);
+        let Some((entry, gate)) = CONTROL_SESSION.enter(session.as_fd(), wait)? else {
+            return Err(io::Error::other("another process does not come to an end with opening or closing the directory"));
+        };
+        if entry == Entry::First {
+            let before = control.word(AT_CONTROL_SESSION).load(Ordering::Acquire);
+            if before & 1 == 0 {
+                for slot in 0..SLOTS {
+                    let (reserved, private) = control.slot(slot);
+                    reserved.store(0, Ordering::Release);
+                    private.store(0, Ordering::Release);
                 }
-                control.word(AT_CONTROL_SESSION).store(((before >> 1) + 1) << 1, Ordering::Release);
-                share(session.as_fd(), DIRECTORY_SESSION)?;
+                control.word(AT_USED).store(census(), Ordering::Release);
             }
+            control.word(AT_CONTROL_SESSION).store(((before >> 1) + 1) << 1, Ordering::Release);
         }
+        drop(gate);
         if limit != 0 {
             control.word(AT_LIMIT).store(limit, Ordering::Release);
         }
@@ -234,9 +234,7 @@ impl Budget {
         let fresh = self.control.reopen()?;
         self.slots = PerProcess::new();
         drop(session);
-        if !is_deserted(fresh.as_fd(), DIRECTORY_SESSION)? {
-            return Ok(());
-        }
+        let Some(_gate) = CONTROL_SESSION.is_deserted(fresh.as_fd(), DEFAULT_WAIT)? else { return Ok(()) };
         self.reclaim();
         let word = self.control.word(AT_CONTROL_SESSION);
         let open = word.load(Ordering::Acquire);

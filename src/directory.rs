@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::SESSION_LOCK;
 use crate::format::{Header, Unreadable};
 use crate::index::{self, Index};
-use crate::lock::{Entry, close_session, enter_session, share_session};
+use crate::lock::{Entry, INDEX_SESSION};
 use crate::log;
 use crate::mirror::Mirror;
 use crate::options::CacheOptions;
@@ -210,7 +210,8 @@ impl Directory {
             return Ok(Found::Again);
         }
         if let Some(pair) = Pair::find((stat.device, stat.inode)) {
-            return Ok(Found::Pair(pair));
+            let same = wanted.matches(pair.index().header());
+            return Ok(if same { Found::Pair(pair) } else { Found::Unusable("another key has the same name".into()) });
         }
         let header = match index::read_header(index.as_fd(), &stat)? {
             Ok(header) if wanted.matches(&header) => header,
@@ -251,7 +252,6 @@ impl Directory {
                 return if error.kind() == io::ErrorKind::AlreadyExists { Ok(Found::Again) } else { Err(error) };
             }
         };
-        share_session(index.file())?;
         let place = Place { data: self.place_of(&data_name), index: self.place_of(name), parents: vec![Arc::clone(fd)] };
         finish(index, mirror, place, self.account(false))
     }
@@ -276,7 +276,14 @@ impl Directory {
         }
         match index::read_header(index.as_fd(), &stat)? {
             Err(Unreadable::Foreign(_)) => return Ok(()),
-            Err(Unreadable::Damaged(_)) => {}
+            Err(Unreadable::Damaged(_)) => {
+                if let Some(mirror) = index::mirror_of_damaged(index.as_fd()) {
+                    let data_name = named(&mirror, "data");
+                    if file::stat_at(dir, &data_name).is_ok_and(|mirror| unfit(&mirror).is_none()) {
+                        let _ = file::unlink_at(dir, &data_name);
+                    }
+                }
+            }
             Ok(header) => {
                 let data_name = named(&header.mirror, "data");
                 let whole = wanted.matches(&header)
@@ -326,8 +333,9 @@ impl Directory {
     pub(crate) fn remove_closed(&self, listed: Listed) -> io::Result<Option<Dropped>> {
         let (Some(fd), Some(shared)) = (&self.fd, &self.shared) else { return Ok(None) };
         let dir = Some(fd.as_fd());
-        // Whoever opens it meanwhile waits for this lock, and then finds a file without a name.
-        if !close_session(listed.index.as_fd())? || file::stat(listed.index.as_fd())?.links != 1 {
+        // Whoever opens it meanwhile waits at the gate, and then finds a file without a name.
+        let Some(_gate) = INDEX_SESSION.is_deserted(listed.index.as_fd(), Duration::ZERO)? else { return Ok(None) };
+        if file::stat(listed.index.as_fd())?.links != 1 {
             return Ok(None);
         }
         let locked = file::reopen(listed.index.as_fd())?;
@@ -422,18 +430,15 @@ fn enter(
         return Ok(Found::Damaged("its mirror has another length"));
     }
     let mut index = Index::map(index, header, true)?;
-    match enter_session(index.file(), wait)? {
-        None => return Ok(Found::Unusable("another process does not come to an end with opening or closing it".into())),
-        Some(Entry::First) => {
-            index.begin_session(&mirror_stat)?;
-            share_session(index.file())?;
-        }
-        Some(Entry::Joined) => {
-            if !index.join_session(&mirror_stat) {
-                return Ok(Found::Unusable("its mirror is not the one that others have open".into()));
-            }
-        }
+    let Some((entry, gate)) = INDEX_SESSION.enter(index.file(), wait)? else {
+        return Ok(Found::Unusable("another process does not come to an end with opening or closing it".into()));
+    };
+    match entry {
+        Entry::First => index.begin_session(&mirror_stat)?,
+        Entry::Joined if index.join_session(&mirror_stat) => {}
+        Entry::Joined => return Ok(Found::Unusable("its mirror is not the one that others have open".into())),
     }
+    drop(gate);
     if file::stat(index.file())?.links == 0 {
         return Ok(Found::Again);
     }
@@ -449,7 +454,8 @@ fn finish(index: Index, mirror: OwnedFd, place: Place, account: Option<Account>)
 /// Fills in a new index, in whose first session this process is alone.
 fn begin_first(index: OwnedFd, mirror: &OwnedFd, header: &Header, lasting: bool) -> io::Result<Index> {
     index::write_new(index.as_fd(), header)?;
-    if enter_session(index.as_fd(), Duration::ZERO)? != Some(Entry::First) {
+    // Nobody else can open it before it has its name.
+    if !matches!(INDEX_SESSION.enter(index.as_fd(), Duration::ZERO)?, Some((Entry::First, _))) {
         return Err(io::Error::other("a new index is locked"));
     }
     let mut index = Index::map(index, header, lasting)?;
@@ -463,7 +469,6 @@ fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>, account: Option<Account>) ->
     file::set_len(mirror.as_fd(), wanted.pages.size)?;
     let header = new_header(wanted.key.unwrap_or_default(), wanted.version, wanted.pages, [0; 16]);
     let index = begin_first(unnamed(dir)?, &mirror, &header, false)?;
-    share_session(index.file())?;
     let path = |fd: BorrowedFd<'_>| PathBuf::from(OsStr::from_bytes(file::descriptor_path(fd.as_raw_fd()).as_bytes()));
     let place = Place { data: path(mirror.as_fd()), index: path(index.file()), parents: Vec::new() };
     let stat = file::stat(index.file())?;
@@ -488,7 +493,7 @@ fn unnamed(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// A frozen pair is never made, and may lie where it cannot be written.
 pub(crate) fn pair_at(data: &Path, index: &Path, wanted: Wanted<'_>, frozen: bool, wait: Duration) -> Result<Option<Arc<Pair>>> {
     let names = Paths { data: c_path(data)?, index: c_path(index)?, frozen };
-    let deadline = Instant::now() + Duration::from_secs(1);
+    let deadline = Instant::now() + GRACE;
     loop {
         let found = match (names.open(&names.data), names.open(&names.index)) {
             (Ok(data_file), Ok(index_file)) => names.join(data_file, index_file, data, index, wanted, wait),
@@ -496,7 +501,7 @@ pub(crate) fn pair_at(data: &Path, index: &Path, wanted: Wanted<'_>, frozen: boo
             (Err(first), Err(second)) if missing(&first) && missing(&second) => names.make(None, data, index, wanted),
             (Ok(data_file), Err(error)) if missing(&error) => {
                 // Another process may be between the two; or one died there, leaving an empty mirror.
-                if Instant::now() < deadline {
+                if is_empty_mirror(&data_file, wanted) && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(5));
                     continue;
                 }
@@ -531,9 +536,18 @@ pub(crate) fn pair_at(data: &Path, index: &Path, wanted: Wanted<'_>, frozen: boo
     }
 }
 
+/// How long a mirror without an index may be one that is being made.
+const GRACE: Duration = Duration::from_millis(300);
+
+fn is_empty_mirror(data: &OwnedFd, wanted: Wanted<'_>) -> bool {
+    file::stat(data.as_fd()).is_ok_and(|stat| unfit(&stat).is_none() && stat.allocated == 0 && stat.size == wanted.pages.size)
+}
+
 fn missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
+
+const OTHER_CONTENT: &str = "holds another key, version or size: remove both files, or name others";
 
 struct Paths {
     data: CString,
@@ -566,6 +580,9 @@ impl Paths {
             return Ok(Found::Unusable(why.into()));
         }
         if let Some(pair) = Pair::find((stat.device, stat.inode)) {
+            if !wanted.matches(pair.index().header()) {
+                return Ok(Found::Unusable(OTHER_CONTENT.into()));
+            }
             let same = file::stat(mirror.as_fd())?.inode == file::stat(pair.mirror().file())?.inode;
             return Ok(if same { Found::Pair(pair) } else { Found::Unusable("is open with another data_path".into()) });
         }
@@ -574,7 +591,7 @@ impl Paths {
                 let place = place_at(data_path, index_path)?;
                 enter(index, mirror, &header, place, None, wait)
             }
-            Ok(_) => Ok(Found::Unusable("holds another key, version or size: remove both files, or name others".into())),
+            Ok(_) => Ok(Found::Unusable(OTHER_CONTENT.into())),
             Err(Unreadable::Foreign(what)) => Ok(Found::Unusable(what)),
             Err(Unreadable::Damaged(what)) => Ok(Found::Damaged(what)),
         }
@@ -596,7 +613,7 @@ impl Paths {
         }
         let header = match index::read_header(index.as_fd(), stat)? {
             Ok(header) if wanted.matches(&header) && mirror_stat.size == header.size => header,
-            Ok(_) => return Ok(Found::Unusable("holds another key, version or size".into())),
+            Ok(_) => return Ok(Found::Unusable(OTHER_CONTENT.into())),
             Err(unreadable) => return Ok(Found::Unusable(unreadable.to_string())),
         };
         let mut index = Index::map_fixed(index, &header)?;
@@ -608,22 +625,22 @@ impl Paths {
     fn make(&self, there: Option<OwnedFd>, data_path: &Path, index_path: &Path, wanted: Wanted<'_>) -> io::Result<Found> {
         let mirror = match there {
             Some(mirror) => {
-                let stat = file::stat(mirror.as_fd())?;
-                if unfit(&stat).is_some() || stat.allocated != 0 || stat.size != wanted.pages.size {
+                if !is_empty_mirror(&mirror, wanted) {
                     return Ok(Found::Unusable(
                         "does not exist, and data_path is a file that nearfile did not make: remove it, or name another".into(),
                     ));
                 }
                 mirror
             }
-            None => self.publish(&self.data, data_path, |file| file::set_len(file.as_fd(), wanted.pages.size).map(|()| file))?,
+            None => match self.publish(&self.data, data_path, |file| file::set_len(file.as_fd(), wanted.pages.size).map(|()| file))
+            {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Found::Again),
+                mirror => mirror?,
+            },
         };
         let header = new_header(wanted.key.unwrap_or_default(), wanted.version, wanted.pages, [0; 16]);
         match self.publish(&self.index, index_path, |file| begin_first(file, &mirror, &header, true)) {
-            Ok(index) => {
-                share_session(index.file())?;
-                finish(index, mirror, place_at(data_path, index_path)?, None)
-            }
+            Ok(index) => finish(index, mirror, place_at(data_path, index_path)?, None),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Found::Again),
             Err(error) => Err(error),
         }

@@ -80,8 +80,10 @@ const _: () = assert!(FIXED_END <= AT_SESSION && AT_DOOMED as usize + 8 <= AT_ST
 const _: () = assert!(AT_STRINGS + MAX_KEY + MAX_VERSION <= HEADER_LEN && AT_WORDS % 4096 == 0);
 
 // Lock bytes of an index. They lie past any data; `LOCK_BASE + i` is page i.
-/// First opener, last closer.
+/// Held shared by who has the pair open.
 pub(crate) const SESSION_LOCK: u64 = (1 << 62) - 1;
+/// Held alone while someone comes into the session, or looks whether it was the last to go.
+pub(crate) const SESSION_GATE: u64 = (1 << 62) - 3;
 /// Shared by handles that are frozen; whoever evicts or drops pages holds it alone.
 pub(crate) const FREEZE_LOCK: u64 = (1 << 62) - 2;
 pub(crate) const LOCK_BASE: u64 = 1 << 62;
@@ -90,8 +92,9 @@ pub(crate) const LOCK_BASE: u64 = 1 << 62;
 pub(crate) const DIRECTORY_LOCK: u64 = 1 << 62;
 /// One evictor at a time.
 pub(crate) const EVICT_LOCK: u64 = DIRECTORY_LOCK + 1;
-/// First opener of the directory, last closer.
+/// Members and gate of the directory's session.
 pub(crate) const DIRECTORY_SESSION: u64 = DIRECTORY_LOCK + 2;
+pub(crate) const DIRECTORY_GATE: u64 = DIRECTORY_LOCK + 3;
 /// Slot n is locked by the process that uses it.
 pub(crate) const SLOT_LOCKS: u64 = DIRECTORY_LOCK + 1024;
 pub(crate) const AT_LIMIT: u64 = 64;
@@ -211,6 +214,12 @@ impl Header {
         let crc = constant_crc(&bytes);
         put(&mut bytes, AT_CRC, &crc.to_ne_bytes());
         bytes
+    }
+
+    /// The mirror's name in bytes that may be no header any more; `None` where there is none.
+    pub(crate) fn mirror_of_damaged(bytes: &[u8]) -> Option<[u8; 16]> {
+        let name: [u8; 16] = bytes.get(AT_MIRROR..AT_MIRROR + 16)?.try_into().ok()?;
+        (u64_at(bytes, AT_MAGIC) == Some(INDEX_MAGIC) && name != [0; 16]).then_some(name)
     }
 
     /// Reads a header from the first [`HEADER_LEN`] bytes of a file, or as many as it has.

@@ -67,6 +67,13 @@ pub(crate) fn read_header(file: BorrowedFd<'_>, stat: &Stat) -> io::Result<Resul
     Ok(Ok(header))
 }
 
+/// The mirror's name in an index whose header does not hold, as far as it can be told: 16 random bytes name nobody else's by chance.
+pub(crate) fn mirror_of_damaged(file: BorrowedFd<'_>) -> Option<[u8; 16]> {
+    let mut bytes = vec![0; HEADER_LEN];
+    let len = file::read_at(file, &mut bytes, 0).ok()?;
+    Header::mirror_of_damaged(&bytes[..len])
+}
+
 /// Makes an empty file into an index whose first session, number 1, has begun and not ended. Nothing is synced: until this number
 /// is on the disk there is no header there either, so no later session can take the same.
 pub(crate) fn write_new(file: BorrowedFd<'_>, header: &Header) -> io::Result<()> {
@@ -156,7 +163,7 @@ impl Index {
 
     // ---- sessions ----
 
-    /// The first opener's part, under the exclusive session lock.
+    /// The first opener's part, inside the session's gate.
     pub(crate) fn begin_session(&mut self, mirror: &Stat) -> io::Result<()> {
         let before = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire);
         let opened_clean = before & 1 == 1;
@@ -180,7 +187,7 @@ impl Index {
         (self.count, self.opened_clean) = (1, false);
     }
 
-    /// A later opener's part, under the shared session lock: whether the mirror is the session's.
+    /// A later opener's part, as a member of the session: whether the mirror is the session's.
     pub(crate) fn join_session(&mut self, mirror: &Stat) -> bool {
         self.set(AT_DOOMED, 0);
         self.count = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire) >> 1;
@@ -241,7 +248,7 @@ impl Index {
         self.file = fresh;
     }
 
-    /// The last closer's word, under the exclusive session lock; synced by the caller where it must be.
+    /// The last closer's word, inside the session's gate; synced by the caller where it must be.
     pub(crate) fn end_session_clean(&self) -> bool {
         let open = self.count << 1;
         self.set(AT_USED_AT, now());

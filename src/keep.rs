@@ -3,14 +3,12 @@
 use crate::error::{Error, Result};
 use crate::format::Header;
 use crate::index::{self, Index};
-use crate::lock::{Entry, enter_session};
 use crate::sys::file::{self, Open};
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// What is to be kept: pages with their checksums, of a mirror that does not give them up meanwhile.
 pub(crate) struct Keepsake<'a> {
@@ -118,11 +116,7 @@ fn copy_data(keepsake: &Keepsake<'_>, to: &OwnedFd) -> io::Result<()> {
 /// An index whose one session ended well; its pages are compared before their first hit.
 fn write_index(keepsake: &Keepsake<'_>, to: &OwnedFd) -> io::Result<()> {
     index::write_new(to.as_fd(), &keepsake.header)?;
-    let file = file::reopen(to.as_fd())?;
-    if enter_session(file.as_fd(), Duration::ZERO)? != Some(Entry::First) {
-        return Err(io::Error::other("a new index is locked"));
-    }
-    let mut index = Index::map(file, &keepsake.header, true)?;
+    let mut index = Index::map(file::reopen(to.as_fd())?, &keepsake.header, true)?;
     index.begin_first_session(&file::stat(keepsake.mirror)?);
     for &(page, crc) in &keepsake.pages {
         index.import(page, crc)?;

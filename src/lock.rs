@@ -1,6 +1,6 @@
 //! Page-run and session locks: byte-range locks of the index, each holder with a description of its own.
 
-use crate::format::{FREEZE_LOCK, LOCK_BASE, SESSION_LOCK};
+use crate::format::{DIRECTORY_GATE, DIRECTORY_SESSION, FREEZE_LOCK, LOCK_BASE, SESSION_GATE, SESSION_LOCK};
 use crate::range::Run;
 use crate::sync::Mutex;
 use crate::sys::file;
@@ -135,77 +135,81 @@ impl Drop for PageLock<'_> {
 /// How a process came into a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// Nobody else is in it; the lock is exclusive until [`share_session`].
+    /// Nobody else was in it: it begins here.
     First,
-    /// Others are.
+    /// Others are in it, and it had begun before the gate was free.
     Joined,
 }
 
-/// Enters the session that a byte of a file stands for, on a fresh description of it; tries exclusive and shared in turn, since either
-/// may be held for a moment by another opener or by the last closer. `None` when the time is over.
-pub(crate) fn enter(file: BorrowedFd<'_>, byte: u64, wait: Duration) -> io::Result<Option<Entry>> {
-    let deadline = Instant::now() + wait;
-    let mut pause = Duration::from_micros(50);
-    loop {
-        if try_lock(file, Kind::Exclusive, byte, 1)? {
-            return Ok(Some(Entry::First));
-        }
-        if try_lock(file, Kind::Shared, byte, 1)? {
-            return Ok(Some(Entry::Joined));
-        }
-        if Instant::now() >= deadline {
+/// The two bytes of a session. Members hold one shared; whoever comes in, or looks whether it was the last to go, does so inside the
+/// gate, alone. (Without it, an opener whose exclusive try failed could join a session that ended before its shared try.)
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Session {
+    pub(crate) gate: u64,
+    pub(crate) members: u64,
+}
+
+/// The session of an index.
+pub(crate) const INDEX_SESSION: Session = Session { gate: SESSION_GATE, members: SESSION_LOCK };
+/// The session of a cache directory, on `control`.
+pub(crate) const CONTROL_SESSION: Session = Session { gate: DIRECTORY_GATE, members: DIRECTORY_SESSION };
+
+/// While it lives, nobody else comes in or ends the session.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    _description: ChildCloses,
+}
+
+impl Session {
+    /// Comes into the session on a fresh description of the file, which is a member until it is closed: never unlocked, as a forked
+    /// child may hold it, too. What has to be done first is done before the gate is dropped. `None` when the time is over.
+    pub(crate) fn enter(self, file: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<(Entry, Gate)>> {
+        let Some(gate) = self.gate(file, wait)? else { return Ok(None) };
+        let entry = if try_lock(file, Kind::Exclusive, self.members, 1)? { Entry::First } else { Entry::Joined };
+        Ok(try_lock(file, Kind::Shared, self.members, 1)?.then_some((entry, gate)))
+    }
+
+    /// Whether nobody is in the session any more, seen from a fresh description; then nobody comes in while the gate lives.
+    pub(crate) fn is_deserted(self, fresh: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Gate>> {
+        let Some(gate) = self.gate(fresh, wait)? else { return Ok(None) };
+        if !try_lock(fresh, Kind::Exclusive, self.members, 1)? {
             return Ok(None);
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(5));
+        // Only a test: the gate is what keeps others out.
+        unlock(fresh, self.members, 1)?;
+        Ok(Some(gate))
+    }
+
+    fn gate(self, file: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Gate>> {
+        let description = ChildCloses::open(|| file::reopen(file))?;
+        let held = lock_within(description.as_fd(), Kind::Exclusive, self.gate, wait)?;
+        Ok(held.then_some(Gate { _description: description }))
     }
 }
 
-/// The first opener is done: others may come in. Never an unlock: a forked child may hold the same description.
-pub(crate) fn share(file: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
-    try_lock(file, Kind::Shared, byte, 1).map(drop)
-}
-
-/// Whether nobody is in the session, seen from a fresh description, which then holds it alone.
-pub(crate) fn is_deserted(fresh: BorrowedFd<'_>, byte: u64) -> io::Result<bool> {
-    try_lock(fresh, Kind::Exclusive, byte, 1)
-}
-
-/// Enters the session of an index.
-pub(crate) fn enter_session(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Entry>> {
-    enter(index, SESSION_LOCK, wait)
-}
-
-/// Lets others into the session of an index.
-pub(crate) fn share_session(index: BorrowedFd<'_>) -> io::Result<()> {
-    share(index, SESSION_LOCK)
-}
-
-/// Whether nobody has the session of an index.
-pub(crate) fn close_session(fresh: BorrowedFd<'_>) -> io::Result<bool> {
-    is_deserted(fresh, SESSION_LOCK)
+/// Locks a byte; false when the time is over.
+fn lock_within(description: BorrowedFd<'_>, kind: Kind, byte: u64, wait: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + wait;
+    let mut pause = Duration::from_micros(50);
+    while !try_lock(description, kind, byte, 1)? {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(2));
+    }
+    Ok(true)
 }
 
 /// Keeps every page of an index where it is, until the description is closed; `None` where someone does not stop dropping pages.
 /// A forked child that inherits the description keeps them, too.
 pub(crate) fn freeze(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<OwnedFd>> {
     let description = file::reopen(index)?;
-    lock_freeze(description.as_fd(), Kind::Shared, wait).map(|held| held.then_some(description))
+    lock_within(description.as_fd(), Kind::Shared, FREEZE_LOCK, wait).map(|held| held.then_some(description))
 }
 
 /// The right to drop pages of an index, alone; `None` where they are frozen, or another is dropping.
 pub(crate) fn dropping(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<ChildCloses>> {
     let description = ChildCloses::open(|| file::reopen(index))?;
-    lock_freeze(description.as_fd(), Kind::Exclusive, wait).map(|held| held.then_some(description))
-}
-
-fn lock_freeze(description: BorrowedFd<'_>, kind: Kind, wait: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + wait;
-    while !try_lock(description, kind, FREEZE_LOCK, 1)? {
-        if Instant::now() >= deadline {
-            return Ok(false);
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    Ok(true)
+    lock_within(description.as_fd(), Kind::Exclusive, FREEZE_LOCK, wait).map(|held| held.then_some(description))
 }

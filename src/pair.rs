@@ -4,9 +4,10 @@ use crate::budget::Account;
 use crate::bypass::Bypass;
 use crate::format::{Crc32c, Header, State, Word, cost};
 use crate::index::{Index, now};
-use crate::lock::{Claim, PageLocks, close_session, dropping};
+use crate::lock::{Claim, INDEX_SESSION, PageLocks, dropping};
 use crate::log;
 use crate::mirror::Mirror;
+use crate::options::DEFAULT_WAIT;
 use crate::range::{Pages, Run};
 use crate::stats::{Count, Counters};
 use crate::sync::{Mutex, Ordering, fence};
@@ -225,7 +226,8 @@ impl Pair {
     /// Whether a present page may be served without comparing it.
     pub(crate) fn stands(&self, word: Word, trust: Trust) -> bool {
         let mine = word.epoch() == self.index.epoch();
-        (mine && word.state() == State::Verified && !trust.never) || (trust.clean && !mine && self.index.opened_clean())
+        (mine && word.state() == State::Verified && !trust.never)
+            || (trust.clean && !trust.never && !mine && self.index.opened_clean())
     }
 
     /// Compares a page with its checksum, copying what is wanted of it on the way: what is given is what was compared.
@@ -366,9 +368,7 @@ impl Pair {
             file::sync_data(self.index.file())?;
         }
         self.index.leave_session(fresh);
-        if !close_session(self.index.file())? {
-            return Ok(());
-        }
+        let Some(_gate) = INDEX_SESSION.is_deserted(self.index.file(), DEFAULT_WAIT)? else { return Ok(()) };
         if !self.index.is_lasting() {
             self.release_all(self.index.held());
             return Ok(());
@@ -388,7 +388,7 @@ impl Pair {
         }
     }
 
-    /// Under the exclusive session lock: the files, and only then the word that says that they are whole.
+    /// Inside the gate of a session that nobody is in: the files, and only then the word that says that they are whole.
     fn make_durable(&self) -> io::Result<()> {
         if !self.index.must_sync() {
             self.index.end_session_clean();
@@ -405,7 +405,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Removes the files of a pair that was removed while it was open. Under the exclusive session lock.
+    /// Removes the files of a pair that was removed while it was open. Inside the gate, likewise.
     fn take_away(&self) -> io::Result<()> {
         let held = self.index.recount_held();
         for path in [&self.place.index, &self.place.data] {
