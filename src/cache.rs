@@ -62,14 +62,16 @@ impl Cache {
         Ok(Cache { shared: Arc::new(Shared { directory, limits, telling: PerProcess::new() }) })
     }
 
-    /// Numbers over all processes that ever used the directory. `cached_bytes` is what the limit is held against: whole blocks of pages
-    /// present or about to be, of private files, too. `cached_pages` is counted in every index.
+    /// Numbers over all processes that ever used the directory; of the present pages, counted in every index, and never more than what
+    /// the limit is held against.
     pub fn stats(&self) -> Stats {
         self.shared.tell_all();
         let Some(shared) = self.shared.directory.shared() else { return Stats::default() };
         let indexes = self.shared.directory.list().into_iter().filter_map(|pair| Index::map(pair.index, &pair.header, false).ok());
-        let cached_pages = indexes.map(|index| index.census().0).sum();
-        let (cached_bytes, size_limit) = (shared.budget.used(), shared.budget.limit());
+        let (cached_pages, bytes) = indexes.map(|index| index.census()).fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1));
+        // Pages come and go while they are counted, so that some may be counted twice.
+        let cached_bytes = bytes.min(shared.budget.used());
+        let size_limit = shared.budget.limit();
         Stats { cached_pages, cached_bytes, size_limit, ..Stats::of(shared.control.counts()) }
     }
 

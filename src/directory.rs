@@ -383,20 +383,30 @@ fn listed(dir: BorrowedFd<'_>, name: CString) -> io::Result<Option<Listed>> {
     Ok(index::read_header(index.as_fd(), &stat)?.ok().map(|header| Listed { name, header, index }))
 }
 
-/// Removes what a maker that was killed left behind: mirrors without an index, and files that never got their names. Nobody else has
-/// the directory open.
+/// Removes what a maker that was killed left behind: empty mirrors without an index, and indexes that never got their names. Anything
+/// that has content of another kind, or is young enough to be in the making, is left alone.
 fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) {
     let mirrors: Vec<CString> = list(path, dir).iter().map(|pair| named(&pair.header.mirror, "data")).collect();
+    let left_behind = |name: &CStr| {
+        let file = file::open_at(Some(dir), name, Open::Existing).ok()?;
+        let stat = file::stat(file.as_fd()).ok()?;
+        let old = index::now().saturating_sub(stat.changed) > ORPHAN_AGE.as_nanos() as u64;
+        let empty = stat.allocated == 0;
+        let ours = empty || matches!(index::read_header(file.as_fd(), &stat), Ok(Ok(_)));
+        Some(unfit(&stat).is_none() && old && if name.to_bytes().ends_with(b".data") { empty } else { ours })
+    };
     for name in names(path) {
         let bytes = name.to_bytes();
-        let ours = bytes.len() > 32
-            && bytes[..32].iter().all(u8::is_ascii_hexdigit)
-            && (&bytes[32..] == b".tmp" || &bytes[32..] == b".data");
-        if ours && !mirrors.contains(&name) && file::stat_at(Some(dir), &name).is_ok_and(|stat| unfit(&stat).is_none()) {
+        let named_so =
+            bytes.len() > 32 && bytes[..32].iter().all(u8::is_ascii_hexdigit) && matches!(&bytes[32..], b".tmp" | b".data");
+        if named_so && !mirrors.contains(&name) && left_behind(&name) == Some(true) {
             let _ = file::unlink_at(Some(dir), &name);
         }
     }
 }
+
+/// Nobody takes so long to make a pair.
+const ORPHAN_AGE: Duration = Duration::from_secs(60);
 
 /// Why a file must not be used; `None` where it may.
 fn unfit(stat: &Stat) -> Option<&'static str> {

@@ -16,6 +16,8 @@ pub(crate) struct Stat {
     pub(crate) links: u64,
     pub(crate) owner: u32,
     pub(crate) mode: u32,
+    /// Nanoseconds since 1970.
+    pub(crate) changed: u64,
 }
 
 impl Stat {
@@ -29,6 +31,7 @@ impl Stat {
             links: u64::try_from(raw.st_nlink).unwrap_or(0),
             owner: raw.st_uid,
             mode: raw.st_mode,
+            changed: u64::try_from(raw.st_ctime).unwrap_or(0).saturating_mul(1_000_000_000),
         }
     }
 
