@@ -70,11 +70,28 @@
 // nearfile_source.flags: read_at keeps no state of its own, so a forked child may use the parent's connection.
 #define NEARFILE_SOURCE_FORK_SAFE 1
 
+// nearfile_cache_options.when_full: pages of less use are given up, those of outdated versions and of closed files first.
+#define NEARFILE_FULL_EVICT 0
+
+// nearfile_cache_options.when_full: what is there stays; nothing more is kept.
+#define NEARFILE_FULL_STOP 1
+
+// nearfile_cache_options.when_full: all pages of the file that is read are dropped, and it starts again.
+#define NEARFILE_FULL_FLUSH 2
+
 // nearfile_options.size: asked of the source at open.
 #define NEARFILE_SIZE_UNKNOWN UINT64_MAX
 
 // nearfile_options.mode: whole pages are fetched and kept.
 #define NEARFILE_PAGED 0
+
+// nearfile_options.mode: only the bytes asked for and not there yet are read and kept, to the byte. Private only: no key, no paths. A
+// forked child starts its own copy.
+#define NEARFILE_EXACT 1
+
+// nearfile_options.flags: a miss is NEARFILE_ERROR_FROZEN, and nothing is given up while the file is open. With data_path and
+// index_path no source is needed, and they may lie where nothing can be written.
+#define NEARFILE_FROZEN 2
 
 // nearfile_options.flags: compare a page's checksum at every hit, not at its first of a session; for disks that are not trusted.
 #define NEARFILE_VERIFY_ALWAYS 4
@@ -125,6 +142,9 @@ typedef struct nearfile_cache nearfile_cache;
 // An open near copy. Used from any thread and in children forked after it was opened; one position a handle.
 typedef struct nearfile_file nearfile_file;
 
+// A range of a file, held in memory. Used from any thread; a forked child pins again for itself.
+typedef struct nearfile_pin nearfile_pin;
+
 // This thread's last failure.
 typedef struct nearfile_error {
   // sizeof(nearfile_error), set by the caller.
@@ -147,15 +167,16 @@ typedef void (*nearfile_log_callback)(void *user_data, int32_t level, const char
 typedef struct nearfile_cache_options {
   // sizeof(nearfile_cache_options), set by the caller.
   size_t struct_size;
-  // The directory's limit, bytes. Not in this version: 0.
+  // The directory's limit, bytes, over all processes and files, held at every instant. It is the directory's from then on; 0 keeps
+  // what it has, which at first is no limit. Counted in whole 4 KiB blocks of mirrors; indexes are not counted.
   uint64_t size_limit;
-  // Bytes of the file system to keep free. Not in this version: 0.
+  // Bytes of the file system that are left free; 0: none.
   uint64_t min_free;
   // Bytes a page, 1 to 1 GiB; 0: 1 MiB.
   uint64_t page_size;
   // The most that one source read asks for, bytes, 1 to 1 GiB; 0: 8 MiB. Absent pages side by side become one read up to here.
   uint64_t max_fetch_bytes;
-  // What happens at the limit. Not in this version: 0.
+  // What this process does when a page does not fit: NEARFILE_FULL_EVICT, _STOP, _FLUSH.
   uint32_t when_full;
   // No flag in this version: 0.
   uint32_t flags;
@@ -204,6 +225,35 @@ typedef struct nearfile_stats {
   uint64_t size_limit;
 } nearfile_stats;
 
+// One near copy in a cache directory. The strings are valid during the call that shows it.
+typedef struct nearfile_entry {
+  // sizeof(nearfile_entry) as the library has it.
+  size_t struct_size;
+  // What names the remote file.
+  const char *key;
+  // What names its content.
+  const char *version;
+  // Where the mirror is.
+  const char *data_path;
+  // Where the index is.
+  const char *index_path;
+  // Bytes.
+  uint64_t size;
+  // Bytes a page.
+  uint64_t page_size;
+  // Pages present.
+  uint64_t cached_pages;
+  // Bytes of those.
+  uint64_t cached_bytes;
+  // 1 if some process has it open, else 0.
+  uint32_t open;
+  // 1 if a newer near copy of the key is there, else 0.
+  uint32_t outdated;
+} nearfile_entry;
+
+// Receives one entry; 0 goes on, anything else ends the list.
+typedef int32_t (*nearfile_list_callback)(void *user_data, const struct nearfile_entry *entry);
+
 // A way to read a remote file: read_at, or read and seek; the rest may be NULL.
 //
 // Callbacks return 0, or a code of their own, which nearfile_error.source_code passes on. They may run on any thread that reads.
@@ -249,17 +299,34 @@ typedef struct nearfile_options {
   uint64_t size;
   // Bytes a page, 1 to 1 GiB; 0: the cache's. A near copy that exists keeps its own (nearfile_page_size).
   uint64_t page_size;
-  // The most bytes kept of this file. Not in this version: 0.
+  // The most bytes kept of this file by reads of this handle; 0: no limit of its own. What happens then is the cache's when_full.
   uint64_t size_limit;
-  // NEARFILE_PAGED.
+  // NEARFILE_PAGED, NEARFILE_EXACT.
   uint32_t mode;
-  // NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
+  // NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
   uint32_t flags;
   // With index_path: the mirror at a path of the program's choice, made if neither exists. Both or neither.
   const char *data_path;
   // With data_path: its index.
   const char *index_path;
 } nearfile_options;
+
+// One of a batch of reads.
+typedef struct nearfile_range {
+  // Where to read, bytes from the start.
+  uint64_t offset;
+  // Where to put it.
+  void *buf;
+  // Bytes to read.
+  size_t len;
+  // Set: the bytes read, as nearfile_pread returns them.
+  size_t out_len;
+  // Set: 0, or the status of this one.
+  int32_t out_status;
+} nearfile_range;
+
+// Hears how far a prefetch has come, bytes; 0 goes on, anything else cancels it.
+typedef int32_t (*nearfile_progress_callback)(void *user_data, uint64_t done_bytes, uint64_t total_bytes);
 
 #ifdef __cplusplus
 extern "C" {
@@ -304,9 +371,25 @@ void nearfile_cache_close(struct nearfile_cache *cache);
 int32_t nearfile_cache_get_stats(const struct nearfile_cache *cache,
                                  struct nearfile_stats *out_stats);
 
+// Gives up the least useful pages until the directory holds no more than keep_bytes, 0 or more. Pinned, frozen and just fetched pages
+// stay. Threads: any.
+int32_t nearfile_cache_trim(const struct nearfile_cache *cache,
+                            uint64_t keep_bytes);
+
+// Drops what is kept of a key, every version of it. Of a file that some process has open the pages go at once, and its files when
+// the last process closes it, unless it is opened again before. Threads: any.
+int32_t nearfile_cache_remove(const struct nearfile_cache *cache,
+                              const char *key);
+
+// Shows the near copies of the directory to callback, one after the other on this thread, in no order; the callback may call
+// nearfile. Counts the pages of each. Returns 0, also when the callback ended it. Threads: any.
+int32_t nearfile_cache_list(const struct nearfile_cache *cache,
+                            nearfile_list_callback callback,
+                            void *user_data);
+
 // Opens the near copy of a remote file and sets *out_file; on failure to NULL, and source->user_data stays the caller's.
 //
-// The tables and strings are copied. Nothing is read from the source, but its size if that is unknown. cache may be NULL with
+// source may be NULL with NEARFILE_FROZEN, data_path and index_path. The tables and strings are copied. Nothing is read from the source, but its size if that is unknown. cache may be NULL with
 // data_path and index_path. What stands in the way of a near copy (a full disk, a foreign file of the same name) is no failure:
 // the file is then cached for this process alone or read from the source, and the log says so. Ended by nearfile_close.
 // Threads: any. Calls source->open and size or seek where the size is unknown.
@@ -369,13 +452,60 @@ int32_t nearfile_extent(const struct nearfile_file *file,
                         int32_t *out_cached);
 
 // Drops the pages that lie wholly in len bytes from offset (a range up to the end holds the short last page whole) and gives their
-// space back, except pages that are being fetched just now. Reads of others go on and fetch what they miss. Threads: any.
+// space back, except pages that are pinned, frozen or being fetched just now. Reads of others go on and fetch what they miss. Threads: any.
 int32_t nearfile_discard(const struct nearfile_file *file,
                          uint64_t offset,
                          uint64_t len);
 
 // Fills *out_stats, whose struct_size the caller has set, with this process's numbers of the file. Threads: any.
 int32_t nearfile_get_stats(const struct nearfile_file *file, struct nearfile_stats *out_stats);
+
+// Reads count ranges, each as nearfile_pread does, and sets out_len and out_status of each; range_size is sizeof(nearfile_range).
+// Returns 0, or the first status that is not 0; the others are read all the same. Threads: any.
+int32_t nearfile_read_ranges(const struct nearfile_file *file,
+                             struct nearfile_range *ranges,
+                             size_t count,
+                             size_t range_size);
+
+// Reads what is absent of len bytes from offset, so that later reads are hits, and returns when it is there; flags is 0. Stops early,
+// with 0, where a limit keeps things out. progress may be NULL; it is called on this thread, and NEARFILE_ERROR_CANCELLED is returned
+// when it ends it. Threads: any.
+int32_t nearfile_prefetch(const struct nearfile_file *file,
+                          uint64_t offset,
+                          uint64_t len,
+                          uint32_t flags,
+                          nearfile_progress_callback progress,
+                          void *user_data);
+
+// From now on a miss of this handle is NEARFILE_ERROR_FROZEN and the source is not touched; nobody gives up what is there while the
+// handle is open. Threads: any.
+int32_t nearfile_freeze(const struct nearfile_file *file);
+
+// Freezes the handle and writes what is there to path, holes as holes, and its index to path.index; a file opened with these two as
+// data_path and index_path has the same bytes. Both reach the disk before this returns, or neither is there.
+// NEARFILE_ERROR_EXISTS where one of them exists: nothing is overwritten. In exact mode, pages of 4 KiB that are there as a whole
+// (open the copy with page_size 4096, no key and the same size). Threads: any.
+int32_t nearfile_preserve(const struct nearfile_file *file,
+                          const char *path);
+
+// Holds len bytes from offset in memory, as far as the file goes, and sets *out_pin; on failure to NULL. What is absent is read first.
+//
+// The bytes are the near copy's own, mapped, and no process gives them up before nearfile_pin_release, or before this process
+// ends. Where that cannot be (tmpfs, exact mode, no near copy) they are a copy. Pins may overlap; each is released by itself, also
+// after the file was closed. Threads: any. Calls the source for what is not present.
+int32_t nearfile_pin_range(const struct nearfile_file *file,
+                           uint64_t offset,
+                           size_t len,
+                           struct nearfile_pin **out_pin);
+
+// The bytes of a pin, read only, valid until it is released; NULL for NULL.
+const void *nearfile_pin_data(const struct nearfile_pin *pin);
+
+// How many bytes a pin holds: as many as were asked for, less only at the end of the file; 0 for NULL.
+size_t nearfile_pin_size(const struct nearfile_pin *pin);
+
+// Releases a pin; NULL does nothing. Its bytes must not be used any more.
+void nearfile_pin_release(struct nearfile_pin *pin);
 
 #ifdef __cplusplus
 }  // extern "C"

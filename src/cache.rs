@@ -1,12 +1,15 @@
 //! A cache: a directory of pairs, with this process's choices for it.
 
-use crate::directory::Directory;
-use crate::error::Result;
-use crate::options::{CacheOptions, Limits};
+use crate::control::named;
+use crate::directory::{Directory, Listed};
+use crate::error::{Error, Result};
+use crate::format::Header;
+use crate::index::Index;
+use crate::options::{CacheOptions, Limits, WhenFull};
 use crate::stats::{Counters, Stats};
 use crate::sync::Mutex;
 use crate::sys::fork::PerProcess;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 /// A directory of near copies. Cheap to clone; files opened through it stay usable when it is dropped. Usable from any thread, and
@@ -18,7 +21,7 @@ pub struct Cache {
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) directory: Directory,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) limits: Limits,
     /// The counters of the files that this process has open, to be told to `control`.
     telling: PerProcess<Mutex<Vec<Weak<FileCounters>>>>,
@@ -47,20 +50,85 @@ impl Cache {
     /// is one.
     pub fn open(dir: Option<&Path>, options: &CacheOptions) -> Result<Cache> {
         let limits = options.check()?;
-        let directory = match dir {
-            Some(dir) => Directory::open(dir)?,
-            None => Directory::open(&Directory::default_path()?)?,
-        };
+        let path = dir.map_or_else(Directory::default_path, |dir| Ok(dir.to_owned()))?;
+        let directory = Arc::new(Directory::open(&path, options, limits.wait)?);
+        if let Some(shared) = directory.shared() {
+            let evictor: Weak<Directory> = Arc::downgrade(&directory);
+            shared.budget.set_evictor(evictor);
+            if shared.budget.lacking(0) > 0 && limits.when_full == WhenFull::Evict {
+                shared.budget.make_room(0); // a limit that was just lowered
+            }
+        }
         Ok(Cache { shared: Arc::new(Shared { directory, limits, telling: PerProcess::new() }) })
     }
 
-    /// Numbers over all processes that ever used the directory; of the present pages, counted now.
+    /// Numbers over all processes that ever used the directory; of the present pages, counted in every index, and never more than what
+    /// the limit is held against.
     pub fn stats(&self) -> Stats {
         self.shared.tell_all();
-        let counts = self.shared.directory.control().map(|control| control.counts()).unwrap_or_default();
-        let (cached_pages, cached_bytes) = self.shared.directory.census();
-        Stats { cached_pages, cached_bytes, ..Stats::of(counts) }
+        let Some(shared) = self.shared.directory.shared() else { return Stats::default() };
+        let indexes = self.shared.directory.list().into_iter().filter_map(|pair| Index::map(pair.index, &pair.header, false).ok());
+        let (cached_pages, bytes) = indexes.map(|index| index.census()).fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1));
+        // Pages come and go while they are counted, so that some may be counted twice.
+        let cached_bytes = bytes.min(shared.budget.used());
+        let size_limit = shared.budget.limit();
+        Stats { cached_pages, cached_bytes, size_limit, ..Stats::of(shared.control.counts()) }
     }
+
+    /// Gives up the least useful until the directory holds no more than `keep_bytes`; pinned, frozen and just fetched pages stay.
+    pub fn trim(&self, keep_bytes: u64) -> Result<()> {
+        let trimmed = self.shared.directory.trim(keep_bytes, self.shared.limits.wait);
+        trimmed.map_err(|error| Error::io("trim", error))
+    }
+
+    /// Drops what is kept of a key, every version. Of a file that is open the pages go at once, and the files when the last process
+    /// closes it.
+    pub fn remove(&self, key: &[u8]) -> Result<()> {
+        self.shared.directory.remove(key).map_err(|error| Error::io("remove", error))
+    }
+
+    /// The near copies in the directory, in no order. Counts the pages of each.
+    pub fn list(&self) -> Vec<Entry> {
+        let directory = &self.shared.directory;
+        let pairs = directory.list();
+        let newer = |header: &Header| pairs.iter().any(|pair| pair.header.key == header.key && pair.header.made > header.made);
+        let outdated: Vec<bool> = pairs.iter().map(|pair| newer(&pair.header)).collect();
+        let entry = |(listed, outdated): (Listed, bool)| {
+            let open = listed.is_open();
+            let (data_path, index_path) =
+                (directory.place_of(&named(&listed.header.mirror, "data")), directory.place_of(&listed.name));
+            let (cached_pages, cached_bytes) = Index::map(listed.index, &listed.header, false).ok()?.census();
+            let Header { key, version, size, page_size, .. } = listed.header;
+            Some(Entry { key, version, size, page_size, data_path, index_path, cached_pages, cached_bytes, open, outdated })
+        };
+        pairs.into_iter().zip(outdated).filter_map(entry).collect()
+    }
+}
+
+/// One near copy in a cache directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// What names the remote file.
+    pub key: Vec<u8>,
+    /// What names its content.
+    pub version: Vec<u8>,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes a page.
+    pub page_size: u64,
+    /// Where the mirror is.
+    pub data_path: PathBuf,
+    /// Where the index is.
+    pub index_path: PathBuf,
+    /// Pages present.
+    pub cached_pages: u64,
+    /// Bytes of those.
+    pub cached_bytes: u64,
+    /// Whether some process has it open.
+    pub open: bool,
+    /// Whether a newer near copy of the key is there.
+    pub outdated: bool,
 }
 
 impl Shared {
@@ -72,8 +140,8 @@ impl Shared {
 
     /// Adds what a file has counted since it was last told.
     pub(crate) fn tell(&self, counters: &FileCounters) {
-        if let Some(control) = self.directory.control() {
-            control.count(&counters.here().untold());
+        if let Some(shared) = self.directory.shared() {
+            shared.control.count(&counters.here().untold());
         }
     }
 

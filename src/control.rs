@@ -1,9 +1,11 @@
-//! `control`: what all processes that use a directory share about it. Its limit, its used bytes and the slots are laid out for the
-//! budget; counters and the directory's lock are used from the first day.
+//! `control`: what all processes that use a directory share about it: its limit, its used bytes and the slots, which the budget keeps;
+//! the counters; the locks of the directory as a whole.
 
-use crate::format::{AT_COUNTERS, CONTROL_LEN, DIRECTORY_LOCK, Unreadable, check_control, encode_control};
+use crate::format::{
+    AT_COUNTERS, AT_SLOTS, CONTROL_LEN, DIRECTORY_LOCK, EVICT_LOCK, SLOT_LEN, Unreadable, check_control, encode_control,
+};
 use crate::stats::COUNTS;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use crate::sys::file::{self, Open};
 use crate::sys::fork::ChildCloses;
 use crate::sys::lock::{Kind, try_lock};
@@ -21,7 +23,7 @@ pub(crate) struct Control {
     map: SharedMap,
 }
 
-/// The directory's lock, held until dropped.
+/// A lock of the directory, held until dropped.
 #[derive(Debug)]
 pub(crate) struct DirectoryLock {
     _description: ChildCloses,
@@ -77,11 +79,40 @@ impl Control {
         std::array::from_fn(|at| self.map.word(AT_COUNTERS + 8 * at as u64).load(Ordering::Relaxed))
     }
 
+    /// One of the words before the counters, by its offset.
+    pub(crate) fn word(&self, at: u64) -> &AtomicU64 {
+        self.map.word(at)
+    }
+
+    /// What a slot has reserved and not taken yet, and what private pairs of its process hold.
+    pub(crate) fn slot(&self, slot: u64) -> (&AtomicU64, &AtomicU64) {
+        let at = AT_SLOTS + slot * SLOT_LEN;
+        (self.map.word(at), self.map.word(at + 8))
+    }
+
+    /// A description of its own, for a lock.
+    pub(crate) fn reopen(&self) -> io::Result<OwnedFd> {
+        file::reopen(self.file.as_fd())
+    }
+
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        file::sync_data(self.file.as_fd())
+    }
+
     /// Locks the directory against other publishers and removers; `None` where one of them does not come to an end.
     pub(crate) fn lock(&self, wait: Duration) -> io::Result<Option<DirectoryLock>> {
-        let description = ChildCloses::open(|| file::reopen(self.file.as_fd()))?;
+        self.lock_byte(DIRECTORY_LOCK, wait)
+    }
+
+    /// Becomes the one evictor of the directory.
+    pub(crate) fn lock_evictor(&self, wait: Duration) -> io::Result<Option<DirectoryLock>> {
+        self.lock_byte(EVICT_LOCK, wait)
+    }
+
+    fn lock_byte(&self, byte: u64, wait: Duration) -> io::Result<Option<DirectoryLock>> {
+        let description = ChildCloses::open(|| self.reopen())?;
         let deadline = Instant::now() + wait;
-        while !try_lock(description.as_fd(), Kind::Exclusive, DIRECTORY_LOCK, 1)? {
+        while !try_lock(description.as_fd(), Kind::Exclusive, byte, 1)? {
             if Instant::now() >= deadline {
                 return Ok(None);
             }

@@ -41,6 +41,9 @@ pub enum Error {
     /// The path is taken.
     #[error("{0}")]
     Exists(String),
+    /// The program's progress callback ended it.
+    #[error("cancelled by the progress callback")]
+    Cancelled,
     /// This version does not have it yet.
     #[error("{0}")]
     Unsupported(String),

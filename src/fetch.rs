@@ -4,12 +4,13 @@
 //! No one waits for a page lock while holding one: a miss claims one run, has it read, publishes, lets go, and only when nothing
 //! is left to claim waits for the pages of others.
 
+use crate::budget::Reservation;
 use crate::bypass::{Leader, Passage};
 use crate::error::{Error, Result};
-use crate::format::{Crc32c, Word, crc32c};
+use crate::format::{Crc32c, State, Word, cost, crc32c};
 use crate::lock::{Claim, PageLock};
 use crate::log;
-use crate::options::Limits;
+use crate::options::{Limits, WhenFull};
 use crate::pair::{Pair, Trust, copy_overlap};
 use crate::range::{Intervals, Run};
 use crate::stats::{Count, Counters};
@@ -202,7 +203,9 @@ impl<'a> Miss<'a> {
         }
         match self.try_claim(wanted) {
             Ok(Attempt::Held(lock)) => Ok(Claimed::Ask(self.begin(lock, span))),
-            Ok(Attempt::Busy(until)) => Ok(Claimed::Busy { page: wanted.first, until }),
+            Ok(Attempt::Busy { until, pinned: false }) => Ok(Claimed::Busy { page: wanted.first, until }),
+            // Pinned, and not as its checksum says: nobody can fetch it before the pin is released.
+            Ok(Attempt::Busy { pinned: true, .. }) => Ok(self.go_around(self.part(Run::one(wanted.first), span), span)),
             Ok(Attempt::Present) => {
                 self.refusals += 1;
                 if self.refusals <= REFUSALS {
@@ -222,7 +225,7 @@ impl<'a> Miss<'a> {
     fn try_claim(&self, wanted: Run) -> io::Result<Attempt<'a>> {
         let Some(absent) = self.pair.absent_head(wanted)? else { return Ok(Attempt::Present) };
         let mut lock = match self.pair.claim(absent)? {
-            Claim::Busy(until) => return Ok(Attempt::Busy(until)),
+            Claim::Busy { until, pinned } => return Ok(Attempt::Busy { until, pinned }),
             Claim::Held(lock) => lock,
         };
         match self.pair.absent_head(lock.run())? {
@@ -247,8 +250,7 @@ impl<'a> Miss<'a> {
         }
         let page = lock.run().first;
         lock.shrink(page);
-        let taken = self.take(page);
-        match taken {
+        match self.take_alone(page) {
             Ok(Some(taken)) if self.make_buffer(self.limits.max_fetch) => {
                 let at = self.pair.pages().bytes(page).start;
                 self.ask_piece(Pieces { lock, taken, crc: Crc32c::new(), at })
@@ -302,36 +304,64 @@ impl<'a> Miss<'a> {
     /// Stores and publishes the pages of a run that the buffer holds; a local fault keeps the rest out, and fails nobody.
     fn store_run(&mut self, lock: &PageLock<'_>) {
         let (pages, run) = (self.pair.pages(), lock.run());
-        let start = pages.bytes_of(run).start;
         let a_group = (GROUP / pages.page_size).max(1);
         let mut first = run.first;
         while first <= run.last {
-            let group = Run { first, last: run.last }.head(a_group);
-            let bytes = pages.bytes_of(group);
-            let held = &self.buffer[(bytes.start - start) as usize..(bytes.end - start) as usize];
-            if let Err(error) = self.store_group(group, held) {
-                self.fault("a page cannot be stored", &error);
-                return;
+            let Some(group) = self.admitted(Run { first, last: run.last }.head(a_group)) else {
+                self.count_passed();
+                first += 1;
+                continue;
+            };
+            match self.store_group(group, run) {
+                Ok(true) => first = group.last + 1,
+                // Not all of it has room: a page at a time, as far as that goes.
+                Ok(false) if group.count() > 1 => match self.store_group(Run::one(first), run) {
+                    Ok(true) => first += 1,
+                    Ok(false) => return self.count_passed(),
+                    Err(error) => return self.fault("a page cannot be stored", &error),
+                },
+                Ok(false) => return self.count_passed(),
+                Err(error) => return self.fault("a page cannot be stored", &error),
             }
-            first = group.last + 1;
         }
     }
 
-    fn store_group(&self, group: Run, bytes: &[u8]) -> io::Result<()> {
-        let index = self.pair.index();
+    /// The pages that a run begins with and that are to be kept; `None` where the first is not.
+    fn admitted(&self, run: Run) -> Option<Run> {
+        if self.limits.when_full != WhenFull::Evict || !self.is_nearly_full() {
+            return Some(run);
+        }
+        let earned = (run.first..=run.last).take_while(|&page| self.pair.earns_its_place(page)).last();
+        earned.map(|last| Run { first: run.first, last })
+    }
+
+    fn is_nearly_full(&self) -> bool {
+        let limit = self.limits.file_limit;
+        (limit != 0 && self.pair.index().held().saturating_add(limit / 64) > limit)
+            || self.pair.account().is_some_and(|account| account.budget().is_nearly_full())
+    }
+
+    /// Stores a group of the pages of `run`, which the buffer holds; false where there is no room for it within the limits.
+    fn store_group(&self, group: Run, run: Run) -> io::Result<bool> {
+        let (index, pages) = (self.pair.index(), self.pair.pages());
+        let start = pages.bytes_of(run).start;
+        let range = pages.bytes_of(group);
+        let bytes = &self.buffer[(range.start - start) as usize..(range.end - start) as usize];
         index.before_change()?;
         index.make_room(group)?;
         if !index.session_stands() {
             return Err(io::Error::other("its session was ended by another process"));
         }
-        let page_size = self.pair.pages().page_size as usize;
+        let Some(mut room) = self.reserve(group)? else { return Ok(false) };
         let mut taken = Vec::with_capacity(group.count() as usize);
-        for (page, bytes) in (group.first..=group.last).zip(bytes.chunks(page_size)) {
-            taken.push((page, index.take(page), crc32c(bytes)));
+        for (page, bytes) in (group.first..=group.last).zip(bytes.chunks(pages.page_size as usize)) {
+            let uses = u32::from(self.is_nearly_full());
+            taken.push((page, self.take(page, &mut room), crc32c(bytes)));
+            index.set_uses(page, uses);
         }
         // Every fill looks once more, now that its pages are taken: a session that has ended takes no page.
         let stored = if index.session_stands() {
-            self.pair.mirror().write(bytes, self.pair.pages().bytes_of(group).start)
+            self.pair.mirror().write(bytes, range.start)
         } else {
             Err(io::Error::other("its session was ended by another process"))
         };
@@ -345,13 +375,89 @@ impl<'a> Miss<'a> {
             }
         }
         index.beat(group);
-        Ok(())
+        Ok(true)
     }
 
-    fn take(&self, page: u64) -> io::Result<Option<Word>> {
+    /// Takes a page for which there is room. What a page holds that a dead fetcher left is counted already.
+    fn take(&self, page: u64, room: &mut Room<'_>) -> Option<Word> {
+        let index = self.pair.index();
+        if index.load(page).is_ok_and(|word| word.state() == State::Absent) {
+            room.spend(cost(&self.pair.pages().bytes(page)));
+        }
+        index.take(page)
+    }
+
+    /// Takes one page that is fetched in pieces; `None` where it is not to be kept.
+    fn take_alone(&self, page: u64) -> io::Result<Option<Word>> {
+        if self.admitted(Run::one(page)).is_none() {
+            return Ok(None);
+        }
         self.pair.index().before_change()?;
         self.pair.index().make_room(Run::one(page))?;
-        Ok(self.pair.index().take(page))
+        let Some(mut room) = self.reserve(Run::one(page))? else { return Ok(None) };
+        Ok(self.take(page, &mut room))
+    }
+
+    /// Reserves what the absent pages of a group will hold, making room as the policy says; `None` where there is none.
+    fn reserve(&self, group: Run) -> io::Result<Option<Room<'a>>> {
+        let (pair, index, pages) = (self.pair, self.pair.index(), self.pair.pages());
+        let mut bytes = 0;
+        for page in group.first..=group.last {
+            if index.load(page)?.state() == State::Absent {
+                bytes += cost(&pages.bytes(page));
+            }
+        }
+        for last_try in [false, true] {
+            if !index.hold(bytes, self.limits.file_limit) {
+                if last_try || !self.make_room_in_file(bytes)? {
+                    return Ok(None);
+                }
+                continue;
+            }
+            let mut room = Room { pair, reservation: None, left: bytes };
+            let Some(account) = pair.account() else { return Ok(Some(room)) };
+            if let Some(reservation) = account.reserve(bytes)? {
+                room.reservation = Some(reservation);
+                return Ok(Some(room));
+            }
+            drop(room);
+            if last_try || !self.make_room_in_directory(bytes)? {
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    fn make_room_in_file(&self, bytes: u64) -> io::Result<bool> {
+        let limit = self.limits.file_limit;
+        if bytes > limit {
+            return Ok(false);
+        }
+        match self.limits.when_full {
+            WhenFull::Stop => Ok(false),
+            WhenFull::Flush => self.flush(),
+            WhenFull::Evict => {
+                let gone = self.pair.sweep(bytes.max(limit / 128), crate::clock::TURNS)?;
+                self.counters.add(Count::PagesEvicted, gone.pages);
+                Ok(gone.pages > 0)
+            }
+        }
+    }
+
+    fn make_room_in_directory(&self, bytes: u64) -> io::Result<bool> {
+        let Some(account) = self.pair.account() else { return Ok(false) };
+        match self.limits.when_full {
+            WhenFull::Stop => Ok(false),
+            WhenFull::Flush => self.flush(),
+            WhenFull::Evict => Ok(account.budget().make_room(bytes)),
+        }
+    }
+
+    /// Drops all pages of the file.
+    fn flush(&self) -> io::Result<bool> {
+        let gone = self.pair.discard(Run { first: 0, last: self.pair.pages().count() - 1 })?;
+        self.counters.add(Count::PagesEvicted, gone.pages);
+        Ok(gone.pages > 0)
     }
 
     fn publish(&self, page: u64, taken: Word, crc: u32) {
@@ -362,7 +468,7 @@ impl<'a> Miss<'a> {
 
     /// Gives back pages that were taken and not filled.
     fn undo(&self, run: Run) {
-        if let Err(error) = self.pair.drop_pages(run) {
+        if let Err(error) = self.pair.drop_pages(run).map(drop) {
             log::warn(|| format!("{}: space of a page that was not stored stays used ({error})", self.pair.place().data.display()));
         }
     }
@@ -496,6 +602,28 @@ impl<'a> Miss<'a> {
     }
 }
 
+/// Bytes that a group may come to hold; what it does not spend goes back.
+struct Room<'a> {
+    pair: &'a Pair,
+    reservation: Option<Reservation<'a>>,
+    left: u64,
+}
+
+impl Room<'_> {
+    fn spend(&mut self, bytes: u64) {
+        self.left = self.left.saturating_sub(bytes);
+        if let Some(reservation) = &mut self.reservation {
+            reservation.spend(bytes);
+        }
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.pair.index().let_go(self.left);
+    }
+}
+
 enum Claimed {
     Ask(Step),
     Again,
@@ -504,7 +632,7 @@ enum Claimed {
 
 enum Attempt<'a> {
     Held(PageLock<'a>),
-    Busy(u64),
+    Busy { until: u64, pinned: bool },
     Present,
 }
 

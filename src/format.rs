@@ -12,8 +12,8 @@
 //!     32  size                 8                          128  counters       16 × 8
 //!     40  page size            8                         4096  slots       1,024 × 64
 //!     48  mirror name         16                        69632  end
-//!     64  time of making, ns   8
-//!    128  session              6 × 8  (below)           one slot: reserved 8, held by private pairs 8, zero 48
+//!     64  time of making, ns   8                           88  durable count       8
+//!    128  session             10 × 8  (below)           one slot: reserved 8, held by private pairs 8, zero 48
 //!    256  key, version
 //!   8192  beats, 1,024 × 4            bumped when pages of `page % 1024` move on; bit 0: someone sleeps
 //!  12288  words, 8 a page
@@ -61,6 +61,14 @@ pub(crate) const AT_DIRTY: u64 = AT_DURABLE + 8;
 /// Device and inode of the mirror, as the first opener of the session saw it.
 pub(crate) const AT_MIRROR_DEVICE: u64 = AT_DIRTY + 8;
 pub(crate) const AT_MIRROR_INODE: u64 = AT_MIRROR_DEVICE + 8;
+/// Bytes that the pair's pages hold, as the budget counts them.
+pub(crate) const AT_HELD: u64 = AT_MIRROR_INODE + 8;
+/// Where the clock's hand stands: a page.
+pub(crate) const AT_HAND: u64 = AT_HELD + 8;
+/// When a session of the pair last began or ended, nanoseconds since 1970.
+pub(crate) const AT_USED_AT: u64 = AT_HAND + 8;
+/// Not 0: removed while it was open; the last closer takes it away.
+pub(crate) const AT_DOOMED: u64 = AT_USED_AT + 8;
 const AT_STRINGS: usize = 256;
 /// As much of a header as there can be.
 pub(crate) const HEADER_LEN: usize = 8192;
@@ -68,18 +76,37 @@ pub(crate) const AT_BEATS: u64 = HEADER_LEN as u64;
 pub(crate) const BEATS: u64 = 1024;
 pub(crate) const AT_WORDS: u64 = AT_BEATS + 4 * BEATS;
 
-const _: () = assert!(FIXED_END <= AT_SESSION && AT_MIRROR_INODE as usize + 8 <= AT_STRINGS);
+const _: () = assert!(FIXED_END <= AT_SESSION && AT_DOOMED as usize + 8 <= AT_STRINGS);
 const _: () = assert!(AT_STRINGS + MAX_KEY + MAX_VERSION <= HEADER_LEN && AT_WORDS % 4096 == 0);
 
 // Lock bytes of an index. They lie past any data; `LOCK_BASE + i` is page i.
-/// First opener, last closer.
+/// Held shared by who has the pair open.
 pub(crate) const SESSION_LOCK: u64 = (1 << 62) - 1;
+/// Held alone while someone comes into the session, or looks whether it was the last to go.
+pub(crate) const SESSION_GATE: u64 = (1 << 62) - 3;
+/// Shared by handles that are frozen; whoever evicts or drops pages holds it alone.
+pub(crate) const FREEZE_LOCK: u64 = (1 << 62) - 2;
 pub(crate) const LOCK_BASE: u64 = 1 << 62;
 
 /// The lock byte of `control` that guards publishing, replacing and removing pairs.
 pub(crate) const DIRECTORY_LOCK: u64 = 1 << 62;
-pub(crate) const CONTROL_LEN: u64 = 4096 + 1024 * 64;
+/// One evictor at a time.
+pub(crate) const EVICT_LOCK: u64 = DIRECTORY_LOCK + 1;
+/// Members and gate of the directory's session.
+pub(crate) const DIRECTORY_SESSION: u64 = DIRECTORY_LOCK + 2;
+pub(crate) const DIRECTORY_GATE: u64 = DIRECTORY_LOCK + 3;
+/// Slot n is locked by the process that uses it.
+pub(crate) const SLOT_LOCKS: u64 = DIRECTORY_LOCK + 1024;
+pub(crate) const AT_LIMIT: u64 = 64;
+pub(crate) const AT_USED: u64 = AT_LIMIT + 8;
+/// `count << 1 | clean`, as in an index.
+pub(crate) const AT_CONTROL_SESSION: u64 = AT_USED + 8;
+pub(crate) const AT_CONTROL_DURABLE: u64 = AT_CONTROL_SESSION + 8;
 pub(crate) const AT_COUNTERS: u64 = 128;
+pub(crate) const AT_SLOTS: u64 = 4096;
+pub(crate) const SLOTS: u64 = 1024;
+pub(crate) const SLOT_LEN: u64 = 64;
+pub(crate) const CONTROL_LEN: u64 = AT_SLOTS + SLOTS * SLOT_LEN;
 
 /// crc32c (CRC-32/iSCSI), as in the words and the header.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
@@ -189,6 +216,12 @@ impl Header {
         bytes
     }
 
+    /// The mirror's name in bytes that may be no header any more; `None` where there is none.
+    pub(crate) fn mirror_of_damaged(bytes: &[u8]) -> Option<[u8; 16]> {
+        let name: [u8; 16] = bytes.get(AT_MIRROR..AT_MIRROR + 16)?.try_into().ok()?;
+        (u64_at(bytes, AT_MAGIC) == Some(INDEX_MAGIC) && name != [0; 16]).then_some(name)
+    }
+
     /// Reads a header from the first [`HEADER_LEN`] bytes of a file, or as many as it has.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Header, Unreadable> {
         check_start(bytes, INDEX_MAGIC)?;
@@ -231,10 +264,20 @@ pub(crate) fn word_offset(page: u64) -> u64 {
     AT_WORDS + 8 * page
 }
 
+/// Where the 32 bits are that hold the recency of a page among 16, and by how many bits it is shifted.
+pub(crate) fn recency_of(pages: u64, page: u64) -> (u64, u32) {
+    (word_offset(pages).next_multiple_of(4096) + page / 16 * 4, (page % 16 * 2) as u32)
+}
+
 /// The length of the index of a file of `pages` pages, which are at most [`MAX_PAGES`].
 pub(crate) fn index_len(pages: u64) -> u64 {
-    let recency = word_offset(pages).next_multiple_of(4096);
-    recency + pages.div_ceil(4).next_multiple_of(4096)
+    recency_of(pages, 0).0 + pages.div_ceil(4).next_multiple_of(4096)
+}
+
+/// What a range of a mirror costs: the file-system blocks that it touches.
+pub(crate) fn cost(range: &std::ops::Range<u64>) -> u64 {
+    const BLOCK: u64 = 4096;
+    if range.is_empty() { 0 } else { range.end.next_multiple_of(BLOCK) - range.start / BLOCK * BLOCK }
 }
 
 /// The bytes that a new `control` begins with; the rest is zeros.
@@ -363,7 +406,9 @@ mod tests {
         assert_eq!(&bytes[..8], b"nearfile");
         assert_eq!(bytes[8..16], [1, 0, 0, 0, 4, 3, 2, 1]);
         assert_eq!((AT_CRC, AT_KEY_LEN, AT_SIZE, AT_PAGE_SIZE, AT_MIRROR, AT_MADE), (16, 20, 32, 40, 48, 64));
-        assert_eq!((AT_SESSION_WORD, AT_MIRROR_INODE, AT_BEATS, AT_WORDS), (128, 168, 8192, 12288));
+        assert_eq!((AT_SESSION_WORD, AT_MIRROR_INODE, AT_DOOMED, AT_BEATS, AT_WORDS), (128, 168, 200, 8192, 12288));
+        assert_eq!((AT_LIMIT, AT_USED, AT_CONTROL_SESSION, AT_CONTROL_DURABLE, AT_COUNTERS), (64, 72, 80, 88, 128));
+        assert_eq!((cost(&(0..1)), cost(&(4095..4097)), cost(&(8192..16384)), cost(&(5..5))), (4096, 8192, 8192, 0));
         assert_eq!((LOCK_BASE, SESSION_LOCK, CONTROL_LEN), (1 << 62, (1 << 62) - 1, 69632));
         assert_eq!(u32_at(&bytes, AT_CRC), Some(0x9be3_02cd));
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);

@@ -16,8 +16,9 @@
 //! 3. No store, and in memory no load, before its stretch of the file has blocks: a hole of a full file system raises SIGBUS.
 
 use crate::format::{
-    AT_BEATS, AT_DIRTY, AT_DURABLE, AT_MIRROR_DEVICE, AT_MIRROR_INODE, AT_OPENED, AT_SESSION_WORD, AT_WORDS, BEATS, HEADER_LEN,
-    Header, State, Unreadable, Word, begins_a_round, epoch_of, index_len, word_offset,
+    AT_BEATS, AT_DIRTY, AT_DOOMED, AT_DURABLE, AT_HAND, AT_HELD, AT_MIRROR_DEVICE, AT_MIRROR_INODE, AT_OPENED, AT_SESSION_WORD,
+    AT_USED_AT, AT_WORDS, BEATS, HEADER_LEN, Header, State, Unreadable, Word, begins_a_round, cost, epoch_of, index_len,
+    recency_of, word_offset,
 };
 use crate::range::{Pages, Run};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
@@ -36,11 +37,14 @@ const STRETCH: u64 = 64 << 10;
 pub(crate) struct Index {
     file: OwnedFd,
     map: SharedMap,
+    header: Header,
     pages: Pages,
     /// Words are loaded only where blocks are.
     in_memory: bool,
     /// It will be opened again, so the sync rules hold.
     lasting: bool,
+    /// The file cannot be written: the map is a copy of this process's.
+    fixed: bool,
     /// A bit a stretch, set once it has blocks.
     stretches: Vec<AtomicU64>,
     /// The number of the session, and whether the one before ended well.
@@ -61,6 +65,13 @@ pub(crate) fn read_header(file: BorrowedFd<'_>, stat: &Stat) -> io::Result<Resul
         return Ok(Err(Unreadable::Damaged("wrong length")));
     }
     Ok(Ok(header))
+}
+
+/// The mirror's name in an index whose header does not hold, as far as it can be told: 16 random bytes name nobody else's by chance.
+pub(crate) fn mirror_of_damaged(file: BorrowedFd<'_>) -> Option<[u8; 16]> {
+    let mut bytes = vec![0; HEADER_LEN];
+    let len = file::read_at(file, &mut bytes, 0).ok()?;
+    Header::mirror_of_damaged(&bytes[..len])
 }
 
 /// Makes an empty file into an index whose first session, number 1, has begun and not ended. Nothing is synced: until this number
@@ -85,7 +96,36 @@ impl Index {
         let map = SharedMap::of(file::reopen(file.as_fd())?.as_fd(), len)?;
         let in_memory = file::is_in_memory(file.as_fd());
         let stretches = (0..len.div_ceil(STRETCH).div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Index { file, map, pages, in_memory, lasting, stretches, count: 0, opened_clean: false })
+        Ok(Index {
+            file,
+            map,
+            header: header.clone(),
+            pages,
+            in_memory,
+            lasting,
+            fixed: false,
+            stretches,
+            count: 0,
+            opened_clean: false,
+        })
+    }
+
+    /// An index on a file that cannot be written: its pages can be compared, stamped for this process, and read.
+    pub(crate) fn map_fixed(file: OwnedFd, header: &Header) -> io::Result<Index> {
+        let pages = Pages { size: header.size, page_size: header.page_size };
+        let map = SharedMap::copy_of(file.as_fd(), index_len(pages.count()))?;
+        Ok(Index {
+            file,
+            map,
+            header: header.clone(),
+            pages,
+            in_memory: false,
+            lasting: false,
+            fixed: true,
+            stretches: Vec::new(),
+            count: 0,
+            opened_clean: false,
+        })
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
@@ -104,13 +144,26 @@ impl Index {
         self.opened_clean
     }
 
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// On a file system where reading a hole of a map takes space.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.fixed
+    }
+
     pub(crate) fn is_lasting(&self) -> bool {
         self.lasting
     }
 
     // ---- sessions ----
 
-    /// The first opener's part, under the exclusive session lock.
+    /// The first opener's part, inside the session's gate.
     pub(crate) fn begin_session(&mut self, mirror: &Stat) -> io::Result<()> {
         let before = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire);
         let opened_clean = before & 1 == 1;
@@ -119,6 +172,8 @@ impl Index {
             self.sweep()?;
         }
         self.record_mirror(mirror);
+        self.set(AT_DOOMED, 0);
+        self.set(AT_USED_AT, now());
         self.map.word(AT_OPENED).store(count << 1 | u64::from(opened_clean), Ordering::Release);
         self.map.word(AT_SESSION_WORD).store(count << 1, Ordering::Release);
         (self.count, self.opened_clean) = (count, opened_clean);
@@ -128,11 +183,13 @@ impl Index {
     /// The maker's part: the first session began when the file was written.
     pub(crate) fn begin_first_session(&mut self, mirror: &Stat) {
         self.record_mirror(mirror);
+        self.set(AT_USED_AT, now());
         (self.count, self.opened_clean) = (1, false);
     }
 
-    /// A later opener's part, under the shared session lock: whether the mirror is the session's.
+    /// A later opener's part, as a member of the session: whether the mirror is the session's.
     pub(crate) fn join_session(&mut self, mirror: &Stat) -> bool {
+        self.set(AT_DOOMED, 0);
         self.count = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire) >> 1;
         self.opened_clean = self.map.word(AT_OPENED).load(Ordering::Acquire) == self.count << 1 | 1;
         self.map.word(AT_MIRROR_DEVICE).load(Ordering::Acquire) == mirror.device
@@ -146,16 +203,11 @@ impl Index {
 
     /// Epochs are about to repeat: no word may look like the coming session's own.
     fn sweep(&self) -> io::Result<()> {
-        let mut from = 0;
-        while let Some(run) = self.next_allocated(from) {
-            for page in run.first..=run.last {
-                let word = Word(self.map.word(word_offset(page)).load(Ordering::Acquire));
-                if word.state() != State::Absent {
-                    self.map.word(word_offset(page)).store(word.swept().0, Ordering::Release);
-                }
+        self.each_allocated(|page, word| {
+            if word.state() != State::Absent {
+                self.word(page).store(word.swept().0, Ordering::Release);
             }
-            from = run.last + 1;
-        }
+        });
         file::sync_data(self.file())
     }
 
@@ -196,10 +248,98 @@ impl Index {
         self.file = fresh;
     }
 
-    /// The last closer's word, under the exclusive session lock; synced by the caller where it must be.
+    /// The last closer's word, inside the session's gate; synced by the caller where it must be.
     pub(crate) fn end_session_clean(&self) -> bool {
         let open = self.count << 1;
+        self.set(AT_USED_AT, now());
         self.map.word(AT_SESSION_WORD).compare_exchange(open, open | 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn set(&self, at: u64, value: u64) {
+        self.map.word(at).store(value, Ordering::Release);
+    }
+
+    /// Removed while it is open: the last closer takes it away, unless someone opens it again before.
+    pub(crate) fn doom(&self) {
+        self.set(AT_DOOMED, 1);
+    }
+
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.map.word(AT_DOOMED).load(Ordering::Acquire) != 0
+    }
+
+    /// When the pair was last opened or closed, nanoseconds since 1970.
+    pub(crate) fn used_at(&self) -> u64 {
+        self.map.word(AT_USED_AT).load(Ordering::Acquire)
+    }
+
+    // ---- what the pages hold, and how useful they are ----
+
+    /// Bytes that the pages hold, as the budget counts them.
+    pub(crate) fn held(&self) -> u64 {
+        self.map.word(AT_HELD).load(Ordering::Acquire)
+    }
+
+    /// Adds to what is held, if that stays within a limit (0: none).
+    pub(crate) fn hold(&self, bytes: u64, limit: u64) -> bool {
+        let fits = |held: u64| held.checked_add(bytes).filter(|&sum| limit == 0 || sum <= limit);
+        self.map.word(AT_HELD).fetch_update(Ordering::SeqCst, Ordering::Acquire, fits).is_ok()
+    }
+
+    pub(crate) fn let_go(&self, bytes: u64) {
+        // An update that always has a value cannot fail.
+        let _ = self.map.word(AT_HELD).fetch_update(Ordering::SeqCst, Ordering::Acquire, |held| Some(held.saturating_sub(bytes)));
+    }
+
+    /// Counts what the pages hold, and notes it: after an unclean end the note may be off by what was under way.
+    pub(crate) fn recount_held(&self) -> u64 {
+        let mut held = 0;
+        self.each_allocated(|page, word| {
+            if word.state() != State::Absent {
+                held += cost(&self.pages.bytes(page));
+            }
+        });
+        self.set(AT_HELD, held);
+        held
+    }
+
+    fn recency(&self, page: u64) -> Option<(&AtomicU32, u32)> {
+        let (at, shift) = recency_of(self.pages.count(), page);
+        self.allocate(at / STRETCH).ok()?;
+        Some((self.map.half(at), shift))
+    }
+
+    /// How often a page was used since the hand passed, 0 to 3. Of an absent page: how often it was missed.
+    pub(crate) fn uses(&self, page: u64) -> u32 {
+        self.recency(page).map_or(0, |(word, shift)| word.load(Ordering::Relaxed) >> shift & 3)
+    }
+
+    /// Notes one more use; a store only until there are three. Lost to a neighbour's now and then: a hint.
+    pub(crate) fn warm(&self, page: u64) -> u32 {
+        let Some((word, shift)) = self.recency(page) else { return 0 };
+        let before = word.load(Ordering::Relaxed);
+        let uses = before >> shift & 3;
+        if uses == 3 {
+            return 3;
+        }
+        let _ = word.compare_exchange(before, before + (1 << shift), Ordering::Relaxed, Ordering::Relaxed);
+        uses + 1
+    }
+
+    pub(crate) fn set_uses(&self, page: u64, uses: u32) {
+        if let Some((word, shift)) = self.recency(page) {
+            // An update that always has a value cannot fail.
+            let _ =
+                word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bits| Some(bits & !(3 << shift) | (uses & 3) << shift));
+        }
+    }
+
+    pub(crate) fn hand(&self) -> u64 {
+        self.map.word(AT_HAND).load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_hand(&self, page: u64) {
+        self.map.word(AT_HAND).store(page, Ordering::Relaxed);
     }
 
     // ---- words ----
@@ -211,6 +351,9 @@ impl Index {
 
     /// Gives one stretch its blocks. The first holds the beats, too.
     fn allocate(&self, stretch: u64) -> io::Result<()> {
+        if self.fixed {
+            return Ok(());
+        }
         let seen = &self.stretches[(stretch / 64) as usize];
         let bit = 1 << (stretch % 64);
         if seen.load(Ordering::Acquire) & bit == 0 {
@@ -292,20 +435,38 @@ impl Index {
         }
     }
 
-    /// Present pages and their bytes, counted.
-    pub(crate) fn census(&self) -> (u64, u64) {
-        let (mut pages, mut bytes, mut from) = (0, 0, 0);
+    /// Calls with every page that may not be absent, and its word.
+    pub(crate) fn each_allocated(&self, mut call: impl FnMut(u64, Word)) {
+        let mut from = 0;
         while let Some(run) = self.next_allocated(from) {
             for page in run.first..=run.last {
-                if self.load(page).is_ok_and(Word::is_present) {
-                    let range = self.pages.bytes(page);
-                    pages += 1;
-                    bytes += range.end - range.start;
+                if let Ok(word) = self.load(page) {
+                    call(page, word);
                 }
             }
             from = run.last + 1;
         }
+    }
+
+    /// Present pages and their bytes, counted.
+    pub(crate) fn census(&self) -> (u64, u64) {
+        let (mut pages, mut bytes) = (0, 0);
+        self.each_allocated(|page, word| {
+            if word.is_present() {
+                let range = self.pages.bytes(page);
+                pages += 1;
+                bytes += range.end - range.start;
+            }
+        });
         (pages, bytes)
+    }
+
+    /// Puts a page that was copied from another pair into a new index, to be compared before its first hit.
+    pub(crate) fn import(&self, page: u64, crc: u32) -> io::Result<()> {
+        self.make_room(Run::one(page))?;
+        self.word(page).store(Word(0).taken(0).filled(crc, 0).0, Ordering::Release);
+        self.hold(cost(&self.pages.bytes(page)), 0);
+        Ok(())
     }
 
     // ---- beats ----
@@ -346,4 +507,10 @@ impl Index {
             futex::wait(beat, asleep, time);
         }
     }
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -33,21 +33,28 @@ mod mirror;
 mod lock;
 mod source;
 mod bypass;
+mod budget;
 // floor 3: the protocol
 mod pair;
+mod clock;
 mod fetch;
+mod exact;
+mod pin;
+mod keep;
 // floor 4: the Rust API
 mod directory;
+mod evict;
 mod cache;
 mod file;
 // floor 5: the C ABI
 pub mod ffi;
 
-pub use cache::Cache;
+pub use cache::{Cache, Entry};
 pub use error::{Error, Result, SourceError};
 pub use file::File;
 pub use format::{MAX_KEY, MAX_PAGE, MAX_PAGES, MAX_VERSION};
 pub use log::{Level, Sink, set_log};
-pub use options::{CacheOptions, DEFAULT_MAX_FETCH, DEFAULT_PAGE_SIZE, DEFAULT_WAIT, Options};
+pub use options::{CacheOptions, DEFAULT_MAX_FETCH, DEFAULT_PAGE_SIZE, DEFAULT_WAIT, Options, WhenFull};
+pub use pin::Pin;
 pub use source::{Connection, DEFAULT_CONNECTIONS, Source};
 pub use stats::Stats;

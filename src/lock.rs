@@ -1,13 +1,13 @@
 //! Page-run and session locks: byte-range locks of the index, each holder with a description of its own.
 
-use crate::format::{LOCK_BASE, SESSION_LOCK};
+use crate::format::{DIRECTORY_GATE, DIRECTORY_SESSION, FREEZE_LOCK, LOCK_BASE, SESSION_GATE, SESSION_LOCK};
 use crate::range::Run;
 use crate::sync::Mutex;
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
-use crate::sys::lock::{Kind, holder, try_lock, unlock};
+use crate::sys::lock::{Holder, Kind, holder, try_lock, unlock};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Descriptions kept for the next fetch of the same file.
@@ -24,8 +24,8 @@ pub(crate) struct PageLocks {
 pub(crate) enum Claim<'a> {
     /// The pages are locked: all that were asked for, or the first of them.
     Held(PageLock<'a>),
-    /// The first page is someone else's, up to this one at least.
-    Busy(u64),
+    /// The first page is someone else's, up to this one at least; pinned pages are not coming free soon.
+    Busy { until: u64, pinned: bool },
 }
 
 /// Pages locked for this holder alone, until dropped.
@@ -57,17 +57,30 @@ impl PageLocks {
                 return Ok(Claim::Held(lock));
             }
             match lock.other_holder(wanted)? {
-                Some((first, _)) if first > run.first => last = first - 1,
-                Some((_, until)) => {
+                Some(other) if other.first > run.first => last = other.first - 1,
+                Some(other) => {
                     lock.give_back();
-                    return Ok(Claim::Busy(until.min(run.last)));
+                    return Ok(Claim::Busy { until: other.last.min(run.last), pinned: other.kind == Kind::Shared });
                 }
                 None => {}
             }
         }
         lock.give_back();
-        Ok(Claim::Busy(run.first))
+        Ok(Claim::Busy { until: run.first, pinned: false })
     }
+}
+
+/// Pages that nobody may fetch again, drop or punch while this lives, in any process. Gone in a forked child.
+#[derive(Debug)]
+pub(crate) struct PinLock {
+    _description: ChildCloses,
+}
+
+/// Pins a run by one try over all of it.
+pub(crate) fn pin(index: BorrowedFd<'_>, run: Run) -> io::Result<Option<PinLock>> {
+    let description = ChildCloses::open(|| file::reopen(index))?;
+    let held = try_lock(description.as_fd(), Kind::Shared, LOCK_BASE + run.first, run.count())?;
+    Ok(held.then_some(PinLock { _description: description }))
 }
 
 impl PageLock<'_> {
@@ -81,10 +94,11 @@ impl PageLock<'_> {
         try_lock(description.as_fd(), Kind::Exclusive, LOCK_BASE + run.first, run.count())
     }
 
-    fn other_holder(&self, run: Run) -> io::Result<Option<(u64, u64)>> {
+    fn other_holder(&self, run: Run) -> io::Result<Option<Holder>> {
         let Some(description) = &self.description else { return Ok(None) };
         let found = holder(description.as_fd(), LOCK_BASE + run.first, run.count())?;
-        Ok(found.map(|(first, last)| (first.saturating_sub(LOCK_BASE), last - LOCK_BASE.min(last))))
+        let page = |byte: u64| byte.saturating_sub(LOCK_BASE);
+        Ok(found.map(|held| Holder { first: page(held.first), last: page(held.last), kind: held.kind }))
     }
 
     /// Lets go of the pages after `last`.
@@ -121,38 +135,81 @@ impl Drop for PageLock<'_> {
 /// How a process came into a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// Nobody else is in it; the lock is exclusive until [`share_session`].
+    /// Nobody else was in it: it begins here.
     First,
-    /// Others are.
+    /// Others are in it, and it had begun before the gate was free.
     Joined,
 }
 
-/// Enters the session of an index on a fresh description of it; tries exclusive and shared in turn, since either may be held for a
-/// moment by another opener or by the last closer. `None` when the time is over.
-pub(crate) fn enter_session(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Entry>> {
-    let deadline = Instant::now() + wait;
-    let mut pause = Duration::from_micros(50);
-    loop {
-        if try_lock(index, Kind::Exclusive, SESSION_LOCK, 1)? {
-            return Ok(Some(Entry::First));
-        }
-        if try_lock(index, Kind::Shared, SESSION_LOCK, 1)? {
-            return Ok(Some(Entry::Joined));
-        }
-        if Instant::now() >= deadline {
+/// The two bytes of a session. Members hold one shared; whoever comes in, or looks whether it was the last to go, does so inside the
+/// gate, alone. (Without it, an opener whose exclusive try failed could join a session that ended before its shared try.)
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Session {
+    pub(crate) gate: u64,
+    pub(crate) members: u64,
+}
+
+/// The session of an index.
+pub(crate) const INDEX_SESSION: Session = Session { gate: SESSION_GATE, members: SESSION_LOCK };
+/// The session of a cache directory, on `control`.
+pub(crate) const CONTROL_SESSION: Session = Session { gate: DIRECTORY_GATE, members: DIRECTORY_SESSION };
+
+/// While it lives, nobody else comes in or ends the session.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    _description: ChildCloses,
+}
+
+impl Session {
+    /// Comes into the session on a fresh description of the file, which is a member until it is closed: never unlocked, as a forked
+    /// child may hold it, too. What has to be done first is done before the gate is dropped. `None` when the time is over.
+    pub(crate) fn enter(self, file: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<(Entry, Gate)>> {
+        let Some(gate) = self.gate(file, wait)? else { return Ok(None) };
+        let entry = if try_lock(file, Kind::Exclusive, self.members, 1)? { Entry::First } else { Entry::Joined };
+        Ok(try_lock(file, Kind::Shared, self.members, 1)?.then_some((entry, gate)))
+    }
+
+    /// Whether nobody is in the session any more, seen from a fresh description; then nobody comes in while the gate lives.
+    pub(crate) fn is_deserted(self, fresh: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Gate>> {
+        let Some(gate) = self.gate(fresh, wait)? else { return Ok(None) };
+        if !try_lock(fresh, Kind::Exclusive, self.members, 1)? {
             return Ok(None);
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(5));
+        // Only a test: the gate is what keeps others out.
+        unlock(fresh, self.members, 1)?;
+        Ok(Some(gate))
+    }
+
+    fn gate(self, file: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Gate>> {
+        let description = ChildCloses::open(|| file::reopen(file))?;
+        let held = lock_within(description.as_fd(), Kind::Exclusive, self.gate, wait)?;
+        Ok(held.then_some(Gate { _description: description }))
     }
 }
 
-/// The first opener is done: others may come in. Never an unlock: a forked child may hold the same description.
-pub(crate) fn share_session(index: BorrowedFd<'_>) -> io::Result<()> {
-    try_lock(index, Kind::Shared, SESSION_LOCK, 1).map(drop)
+/// Locks a byte; false when the time is over.
+fn lock_within(description: BorrowedFd<'_>, kind: Kind, byte: u64, wait: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + wait;
+    let mut pause = Duration::from_micros(50);
+    while !try_lock(description, kind, byte, 1)? {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(2));
+    }
+    Ok(true)
 }
 
-/// Whether nobody has the session, seen from a fresh description, which then holds it alone.
-pub(crate) fn close_session(fresh: BorrowedFd<'_>) -> io::Result<bool> {
-    try_lock(fresh, Kind::Exclusive, SESSION_LOCK, 1)
+/// Keeps every page of an index where it is, until the description is closed; `None` where someone does not stop dropping pages.
+/// A forked child that inherits the description keeps them, too.
+pub(crate) fn freeze(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<OwnedFd>> {
+    let description = file::reopen(index)?;
+    lock_within(description.as_fd(), Kind::Shared, FREEZE_LOCK, wait).map(|held| held.then_some(description))
+}
+
+/// The right to drop pages of an index, alone; `None` where they are frozen, or another is dropping.
+pub(crate) fn dropping(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<ChildCloses>> {
+    let description = ChildCloses::open(|| file::reopen(index))?;
+    lock_within(description.as_fd(), Kind::Exclusive, FREEZE_LOCK, wait).map(|held| held.then_some(description))
 }

@@ -22,6 +22,24 @@ pub struct CacheOptions {
     pub max_fetch_bytes: u64,
     /// How long a read waits for another's fetch before it goes to the source itself; zero: [`DEFAULT_WAIT`].
     pub wait: Duration,
+    /// The directory's limit, bytes, over all processes and files; 0 keeps the one that it has, which at first is none.
+    pub size_limit: u64,
+    /// Bytes of the file system that are left free; 0: none.
+    pub min_free: u64,
+    /// What this process does when a page does not fit any more.
+    pub when_full: WhenFull,
+}
+
+/// What is done when a page does not fit into a limit any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Pages of less use are given up for it.
+    #[default]
+    Evict,
+    /// What is there stays; nothing more is kept.
+    Stop,
+    /// All pages of the file that is read are dropped, and it starts again.
+    Flush,
 }
 
 /// A cache's choices, made whole.
@@ -30,6 +48,9 @@ pub(crate) struct Limits {
     pub(crate) page_size: u64,
     pub(crate) max_fetch: u64,
     pub(crate) wait: Duration,
+    /// The most that one file may hold, bytes; 0: no such limit.
+    pub(crate) file_limit: u64,
+    pub(crate) when_full: WhenFull,
 }
 
 impl CacheOptions {
@@ -42,6 +63,8 @@ impl CacheOptions {
                 bytes => return Err(Error::Argument(format!("max_fetch_bytes {bytes} is more than {MAX_PAGE} (1 GiB)"))),
             },
             wait: if self.wait.is_zero() { DEFAULT_WAIT } else { self.wait },
+            file_limit: 0,
+            when_full: self.when_full,
         })
     }
 }
@@ -62,6 +85,12 @@ pub struct Options {
     pub verify_always: bool,
     /// Do not compare after a clean close.
     pub trust_clean: bool,
+    /// The most bytes kept of this file, by this handle; 0: no limit of its own.
+    pub size_limit: u64,
+    /// Only the bytes asked for are read and kept, to the byte; private only.
+    pub exact: bool,
+    /// A miss is an error, and nothing of what is there is given up while the file is open.
+    pub frozen: bool,
     /// Data and index at paths of the program's choice instead of a cache directory.
     pub paths: Option<(PathBuf, PathBuf)>,
 }
@@ -83,6 +112,12 @@ impl Options {
         }
         if self.version.len() > MAX_VERSION {
             return Err(Error::Argument(format!("the version has {} bytes, and {MAX_VERSION} are allowed", self.version.len())));
+        }
+        if self.exact && (self.key.is_some() || self.paths.is_some()) {
+            return Err(Error::Argument("exact mode is private: open it without a key, data_path and index_path".into()));
+        }
+        if self.exact && self.frozen {
+            return Err(Error::Argument("a private file that is frozen at open would have nothing to read".into()));
         }
         if self.page_size != 0 {
             check_page_size(self.page_size)?;

@@ -1,22 +1,25 @@
 //! A mirror and its index, open: the way of a hit, the comparison of a page with its checksum, and the end of a session.
 
+use crate::budget::Account;
 use crate::bypass::Bypass;
-use crate::format::{Crc32c, Header, State, Word};
-use crate::index::Index;
-use crate::lock::{Claim, PageLocks, close_session};
+use crate::format::{Crc32c, Header, State, Word, cost};
+use crate::index::{Index, now};
+use crate::lock::{Claim, INDEX_SESSION, PageLocks, dropping};
 use crate::log;
 use crate::mirror::Mirror;
+use crate::options::DEFAULT_WAIT;
 use crate::range::{Pages, Run};
 use crate::stats::{Count, Counters};
 use crate::sync::{Mutex, Ordering, fence};
 use crate::sys::file;
-use crate::sys::fork::PerProcess;
+use crate::sys::fork::{ChildCloses, PerProcess};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// When a page's checksum is compared.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,8 +53,25 @@ pub(crate) struct Pair {
     mirror: Mirror,
     locks: PageLocks,
     place: Place,
+    /// Who counts its bytes; None: nobody, as it lies in no cache directory.
+    account: Option<Account>,
     local: PerProcess<Local>,
     identity: (u64, u64),
+}
+
+/// What was dropped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Dropped {
+    pub(crate) pages: u64,
+    /// As the budget counts them.
+    pub(crate) bytes: u64,
+}
+
+impl std::ops::AddAssign for Dropped {
+    fn add_assign(&mut self, more: Dropped) {
+        self.pages += more.pages;
+        self.bytes += more.bytes;
+    }
 }
 
 /// What came of comparing a page.
@@ -64,6 +84,9 @@ enum Checked {
     Unfit,
 }
 
+/// How long a discard waits for an evictor of the same pair.
+const DROPPING_WAIT: Duration = Duration::from_millis(500);
+
 /// Copies that are tried again before a page under change is left to the miss path.
 const TRIES: u32 = 8;
 
@@ -74,8 +97,8 @@ type Roll = BTreeMap<(u64, u64), Weak<Pair>>;
 
 impl Pair {
     /// Takes over an index whose session was entered on its descriptor.
-    pub(crate) fn new(index: Index, mirror: Mirror, place: Place, identity: (u64, u64)) -> Arc<Pair> {
-        let pair = Pair { index, mirror, locks: PageLocks::new(), place, local: PerProcess::new(), identity };
+    pub(crate) fn new(index: Index, mirror: Mirror, place: Place, account: Option<Account>, identity: (u64, u64)) -> Arc<Pair> {
+        let pair = Pair { index, mirror, locks: PageLocks::new(), place, account, local: PerProcess::new(), identity };
         Arc::new(pair)
     }
 
@@ -106,6 +129,10 @@ impl Pair {
 
     pub(crate) fn place(&self) -> &Place {
         &self.place
+    }
+
+    pub(crate) fn account(&self) -> Option<&Account> {
+        self.account.as_ref()
     }
 
     pub(crate) fn local(&self) -> &Local {
@@ -187,6 +214,9 @@ impl Pair {
             fence(Ordering::Acquire);
             let same = |(page, seen): (u64, &Word)| self.index.load(page).is_ok_and(|now| now == *seen);
             if (run.first..=run.last).zip(&seen).all(same) {
+                for page in run.first..=run.last {
+                    self.index.warm(page);
+                }
                 return len;
             }
         }
@@ -194,9 +224,10 @@ impl Pair {
     }
 
     /// Whether a present page may be served without comparing it.
-    fn stands(&self, word: Word, trust: Trust) -> bool {
+    pub(crate) fn stands(&self, word: Word, trust: Trust) -> bool {
         let mine = word.epoch() == self.index.epoch();
-        (mine && word.state() == State::Verified && !trust.never) || (trust.clean && !mine && self.index.opened_clean())
+        (mine && word.state() == State::Verified && !trust.never)
+            || (trust.clean && !trust.never && !mine && self.index.opened_clean())
     }
 
     /// Compares a page with its checksum, copying what is wanted of it on the way: what is given is what was compared.
@@ -232,6 +263,7 @@ impl Pair {
         if word.state() != State::Verified || word.epoch() != self.index.epoch() {
             self.index.stamp(page, word);
         }
+        self.index.warm(page);
         Checked::Copied((wanted.end - wanted.start) as usize)
     }
 
@@ -246,48 +278,69 @@ impl Pair {
         log::warn(|| format!("{}: page {page} cannot be read ({error}): read from the source", self.place.data.display()));
     }
 
-    /// Drops the present pages of a run that nobody is fetching or holds. Returns how many went.
-    pub(crate) fn discard(&self, run: Run) -> io::Result<u64> {
-        let (mut from, mut gone) = (run.first, 0);
+    /// The right to drop pages; `None` where they are frozen or another is at it.
+    pub(crate) fn dropping(&self, wait: Duration) -> io::Result<Option<ChildCloses>> {
+        if self.index.is_fixed() || !self.mirror.can_punch() {
+            return Ok(None);
+        }
+        dropping(self.index.file(), wait)
+    }
+
+    /// Drops the pages of a run that nobody is fetching or has pinned; none where the pair is frozen.
+    pub(crate) fn discard(&self, run: Run) -> io::Result<Dropped> {
+        let mut gone = Dropped::default();
+        let Some(_right) = self.dropping(DROPPING_WAIT)? else { return Ok(gone) };
+        let mut from = run.first;
         while from <= run.last {
             let Some(stretch) = self.index.next_allocated(from) else { break };
             if stretch.first > run.last {
                 break;
             }
             let stretch = Run { first: stretch.first, last: stretch.last.min(run.last) };
-            let held = match self.claim(stretch)? {
-                Claim::Busy(until) => {
-                    from = until + 1;
-                    continue;
-                }
-                Claim::Held(lock) => lock,
-            };
-            self.index.before_change()?;
-            gone += self.drop_pages(held.run())?;
-            from = held.run().last + 1;
+            let (dropped, until) = self.drop_claimed(stretch)?;
+            gone += dropped;
+            from = until + 1;
         }
         Ok(gone)
+    }
+
+    /// Drops the pages that a run begins with and that nobody holds; also returns the last page that it is done with. The caller has
+    /// the right to drop.
+    pub(crate) fn drop_claimed(&self, run: Run) -> io::Result<(Dropped, u64)> {
+        match self.claim(run)? {
+            Claim::Busy { until, .. } => Ok((Dropped::default(), until)),
+            Claim::Held(lock) => {
+                self.index.before_change()?;
+                Ok((self.drop_pages(lock.run())?, lock.run().last))
+            }
+        }
     }
 
     /// Makes pages absent and punches them, neighbours together. The caller holds their lock.
-    pub(crate) fn drop_pages(&self, run: Run) -> io::Result<u64> {
-        let mut gone = 0;
+    pub(crate) fn drop_pages(&self, run: Run) -> io::Result<Dropped> {
+        let mut gone = Dropped::default();
         let mut hole: Option<Run> = None;
         for page in run.first..=run.last {
-            let word = self.index.load(page)?;
-            if word.state() == State::Absent || !self.give_up(page) {
-                self.punch(hole.take())?;
-                continue;
+            if self.index.load(page)?.state() == State::Absent || !self.give_up(page) {
+                gone += self.punch(hole.take())?;
+            } else {
+                hole = Some(Run { first: hole.map_or(page, |hole| hole.first), last: page });
             }
-            gone += 1;
-            hole = Some(Run { first: hole.map_or(page, |hole| hole.first), last: page });
         }
-        self.punch(hole)?;
+        gone += self.punch(hole)?;
         Ok(gone)
     }
 
-    fn punch(&self, run: Option<Run>) -> io::Result<()> {
-        run.map_or(Ok(()), |run| self.mirror.punch(self.pages().bytes_of(run)))
+    /// Punches pages that are absent now, and only then gives their bytes back.
+    fn punch(&self, run: Option<Run>) -> io::Result<Dropped> {
+        let Some(run) = run else { return Ok(Dropped::default()) };
+        self.mirror.punch(self.pages().bytes_of(run))?;
+        let bytes = (run.first..=run.last).map(|page| cost(&self.pages().bytes(page))).sum();
+        self.index.let_go(bytes);
+        if let Some(account) = &self.account {
+            account.release(bytes);
+        }
+        Ok(Dropped { pages: run.count(), bytes })
     }
 
     /// A reader may stamp or mistrust the page meanwhile, so this tries until the word holds still.
@@ -305,31 +358,60 @@ impl Pair {
 
     /// The last closer of a session makes the pair durable and says so; everyone else just leaves.
     fn end_session(&mut self) -> io::Result<()> {
-        if !self.index.is_lasting() {
+        if self.index.is_fixed() || (!self.index.is_lasting() && self.account.is_none()) {
             return Ok(());
         }
         let fresh = file::reopen(self.index.file())?;
-        if self.index.must_sync() {
+        if self.index.is_lasting() && self.index.must_sync() && !self.index.is_doomed() {
             // The bulk of it before the lock, so that the next opener does not wait for it.
             self.mirror.sync()?;
             file::sync_data(self.index.file())?;
         }
         self.index.leave_session(fresh);
-        if file::stat(self.index.file())?.links == 0 || !close_session(self.index.file())? {
+        let Some(_gate) = INDEX_SESSION.is_deserted(self.index.file(), DEFAULT_WAIT)? else { return Ok(()) };
+        if !self.index.is_lasting() {
+            self.release_all(self.index.held());
             return Ok(());
         }
-        if self.index.must_sync() {
-            self.mirror.sync()?;
-            file::sync(self.index.file())?;
-            for parent in &self.place.parents {
-                file::sync(parent.as_fd())?;
-            }
-            if self.index.end_session_clean() {
-                file::sync_data(self.index.file())?;
-            }
-        } else {
-            self.index.end_session_clean();
+        if file::stat(self.index.file())?.links == 0 {
+            return Ok(());
         }
+        if self.index.is_doomed() {
+            return self.take_away();
+        }
+        self.make_durable()
+    }
+
+    fn release_all(&self, bytes: u64) {
+        if let Some(account) = &self.account {
+            account.release(bytes);
+        }
+    }
+
+    /// Inside the gate of a session that nobody is in: the files, and only then the word that says that they are whole.
+    fn make_durable(&self) -> io::Result<()> {
+        if !self.index.must_sync() {
+            self.index.end_session_clean();
+            return Ok(());
+        }
+        self.mirror.sync()?;
+        file::sync(self.index.file())?;
+        for parent in &self.place.parents {
+            file::sync(parent.as_fd())?;
+        }
+        if self.index.end_session_clean() {
+            file::sync_data(self.index.file())?;
+        }
+        Ok(())
+    }
+
+    /// Removes the files of a pair that was removed while it was open. Inside the gate, likewise.
+    fn take_away(&self) -> io::Result<()> {
+        let held = self.index.recount_held();
+        for path in [&self.place.index, &self.place.data] {
+            std::fs::remove_file(path)?;
+        }
+        self.release_all(held);
         Ok(())
     }
 }
@@ -363,13 +445,5 @@ pub(crate) fn copy_overlap(at: u64, bytes: &[u8], out_at: u64, out: &mut [u8]) -
 
 /// The header that a new pair gets.
 pub(crate) fn new_header(key: &[u8], version: &[u8], pages: Pages, mirror: [u8; 16]) -> Header {
-    let made = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Header {
-        key: key.to_vec(),
-        version: version.to_vec(),
-        size: pages.size,
-        page_size: pages.page_size,
-        mirror,
-        made: u64::try_from(made.as_nanos()).unwrap_or(u64::MAX),
-    }
+    Header { key: key.to_vec(), version: version.to_vec(), size: pages.size, page_size: pages.page_size, mirror, made: now() }
 }

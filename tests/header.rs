@@ -8,7 +8,7 @@ fn the_header_is_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for room in ["status", "source", "cache", "file"] {
+    for room in ["status", "source", "cache", "file", "pin"] {
         builder = builder.with_src(root.join(format!("src/ffi/{room}.rs")));
     }
     let mut made = Vec::new();

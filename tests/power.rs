@@ -219,8 +219,12 @@ fn rounds(fs: &str, rounds: u64) {
     assert!(all_hits > 0, "no cut after a clean close had anything to hit");
 }
 
+/// One test at a time: a child that one forks would keep the other's disk busy.
+static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[test]
 fn no_wrong_byte_after_a_power_cut() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     assert_eq!(unsafe { libc::geteuid() }, 0, "cutting the power needs root");
     let count = std::env::var("NEARFILE_POWER_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap());
     let only = std::env::var("NEARFILE_POWER_FS").ok();
@@ -233,6 +237,7 @@ fn no_wrong_byte_after_a_power_cut() {
 /// session, which would take the same number, must not trust them. (With `before_change` made empty this test fails.)
 #[test]
 fn words_that_outlive_their_session_s_number_are_not_trusted() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let disk = Disk::new("ext4");
     let calls = Arc::new(AtomicU64::new(0));
     let half = SIZE / 2;

@@ -138,6 +138,7 @@ pub(super) fn status_of(error: &Error) -> nearfile_status {
         Error::Frozen(_) => S::NEARFILE_ERROR_FROZEN,
         Error::Forked => S::NEARFILE_ERROR_FORKED,
         Error::Exists(_) => S::NEARFILE_ERROR_EXISTS,
+        Error::Cancelled => S::NEARFILE_ERROR_CANCELLED,
         Error::Unsupported(_) => S::NEARFILE_ERROR_UNSUPPORTED,
         Error::NoMemory(_) => S::NEARFILE_ERROR_NO_MEMORY,
         Error::Internal(_) => S::NEARFILE_ERROR_INTERNAL,

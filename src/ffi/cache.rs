@@ -4,12 +4,19 @@ use super::boundary::{Sized_, bytes, copy_in, copy_out, given, put, shielded, st
 use super::status::nearfile_stats;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::options::CacheOptions;
-use std::ffi::{OsStr, c_char};
+use crate::options::{CacheOptions, WhenFull};
+use std::ffi::{CString, OsStr, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 use std::time::Duration;
+
+/// nearfile_cache_options.when_full: pages of less use are given up, those of outdated versions and of closed files first.
+pub const NEARFILE_FULL_EVICT: u32 = 0;
+/// nearfile_cache_options.when_full: what is there stays; nothing more is kept.
+pub const NEARFILE_FULL_STOP: u32 = 1;
+/// nearfile_cache_options.when_full: all pages of the file that is read are dropped, and it starts again.
+pub const NEARFILE_FULL_FLUSH: u32 = 2;
 
 /// A cache directory, open. Used from any thread, and in children forked after it was opened.
 pub struct nearfile_cache {
@@ -22,15 +29,16 @@ pub struct nearfile_cache {
 pub struct nearfile_cache_options {
     /// sizeof(nearfile_cache_options), set by the caller.
     pub struct_size: usize,
-    /// The directory's limit, bytes. Not in this version: 0.
+    /// The directory's limit, bytes, over all processes and files, held at every instant. It is the directory's from then on; 0 keeps
+    /// what it has, which at first is no limit. Counted in whole 4 KiB blocks of mirrors; indexes are not counted.
     pub size_limit: u64,
-    /// Bytes of the file system to keep free. Not in this version: 0.
+    /// Bytes of the file system that are left free; 0: none.
     pub min_free: u64,
     /// Bytes a page, 1 to 1 GiB; 0: 1 MiB.
     pub page_size: u64,
     /// The most that one source read asks for, bytes, 1 to 1 GiB; 0: 8 MiB. Absent pages side by side become one read up to here.
     pub max_fetch_bytes: u64,
-    /// What happens at the limit. Not in this version: 0.
+    /// What this process does when a page does not fit: NEARFILE_FULL_EVICT, _STOP, _FLUSH.
     pub when_full: u32,
     /// No flag in this version: 0.
     pub flags: u32,
@@ -47,22 +55,29 @@ unsafe impl Sized_ for nearfile_cache_options {
 }
 
 fn convert(options: &nearfile_cache_options) -> Result<CacheOptions> {
-    let later = [
-        ("size_limit", options.size_limit),
-        ("min_free", options.min_free),
-        ("when_full", options.when_full.into()),
-        ("workers", options.workers.into()),
-    ];
-    if let Some((name, _)) = later.iter().find(|(_, value)| *value != 0) {
-        return Err(Error::Unsupported(format!("nearfile_cache_options.{name} is not in this version: set it to 0")));
-    }
     if options.flags != 0 {
         return Err(Error::Argument(format!("nearfile_cache_options.flags {:#x} has bits that are none", options.flags)));
     }
+    if options.workers != 0 {
+        return Err(Error::Unsupported("nearfile_cache_options.workers is not in this version: set it to 0".into()));
+    }
+    let when_full = match options.when_full {
+        NEARFILE_FULL_EVICT => WhenFull::Evict,
+        NEARFILE_FULL_STOP => WhenFull::Stop,
+        NEARFILE_FULL_FLUSH => WhenFull::Flush,
+        other => {
+            return Err(Error::Argument(format!(
+                "nearfile_cache_options.when_full {other} is none of 0 (EVICT), 1 (STOP), 2 (FLUSH)"
+            )));
+        }
+    };
     Ok(CacheOptions {
         page_size: options.page_size,
         max_fetch_bytes: options.max_fetch_bytes,
         wait: Duration::from_millis(options.wait_ms.into()),
+        size_limit: options.size_limit,
+        min_free: options.min_free,
+        when_full,
     })
 }
 
@@ -107,4 +122,91 @@ pub unsafe extern "C" fn nearfile_cache_get_stats(cache: Option<&nearfile_cache>
         // SAFETY: the caller's struct, of the size that it says.
         unsafe { copy_out(stats.into(), out_stats) }
     }))
+}
+
+/// Gives up the least useful pages until the directory holds no more than keep_bytes, 0 or more. Pinned, frozen and just fetched pages
+/// stay. Threads: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn nearfile_cache_trim(cache: Option<&nearfile_cache>, keep_bytes: u64) -> i32 {
+    status(shielded(|| given(cache, "cache")?.cache.trim(keep_bytes)))
+}
+
+/// Drops what is kept of a key, every version of it. Of a file that some process has open the pages go at once, and its files when
+/// the last process closes it, unless it is opened again before. Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nearfile_cache_remove(cache: Option<&nearfile_cache>, key: *const c_char) -> i32 {
+    status(shielded(|| {
+        // SAFETY: the caller's string.
+        let key = unsafe { bytes(key) }.ok_or_else(|| Error::Argument("key is NULL".into()))?;
+        given(cache, "cache")?.cache.remove(key)
+    }))
+}
+
+/// One near copy in a cache directory. The strings are valid during the call that shows it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct nearfile_entry {
+    /// sizeof(nearfile_entry) as the library has it.
+    pub struct_size: usize,
+    /// What names the remote file.
+    pub key: *const c_char,
+    /// What names its content.
+    pub version: *const c_char,
+    /// Where the mirror is.
+    pub data_path: *const c_char,
+    /// Where the index is.
+    pub index_path: *const c_char,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes a page.
+    pub page_size: u64,
+    /// Pages present.
+    pub cached_pages: u64,
+    /// Bytes of those.
+    pub cached_bytes: u64,
+    /// 1 if some process has it open, else 0.
+    pub open: u32,
+    /// 1 if a newer near copy of the key is there, else 0.
+    pub outdated: u32,
+}
+
+/// Receives one entry; 0 goes on, anything else ends the list.
+pub type nearfile_list_callback = Option<unsafe extern "C-unwind" fn(user_data: *mut c_void, entry: *const nearfile_entry) -> i32>;
+
+/// Shows the near copies of the directory to callback, one after the other on this thread, in no order; the callback may call
+/// nearfile. Counts the pages of each. Returns 0, also when the callback ended it. Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn nearfile_cache_list(
+    cache: Option<&nearfile_cache>,
+    callback: nearfile_list_callback,
+    user_data: *mut c_void,
+) -> i32 {
+    let list = || {
+        let callback = callback.ok_or_else(|| Error::Argument("callback is NULL".into()))?;
+        let entries = shielded(|| Ok(given(cache, "cache")?.cache.list()))?;
+        for entry in entries {
+            let text = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
+            let (key, version) = (text(&entry.key), text(&entry.version));
+            let (data, index) = (text(entry.data_path.as_os_str().as_bytes()), text(entry.index_path.as_os_str().as_bytes()));
+            let shown = nearfile_entry {
+                struct_size: size_of::<nearfile_entry>(),
+                key: key.as_ptr(),
+                version: version.as_ptr(),
+                data_path: data.as_ptr(),
+                index_path: index.as_ptr(),
+                size: entry.size,
+                page_size: entry.page_size,
+                cached_pages: entry.cached_pages,
+                cached_bytes: entry.cached_bytes,
+                open: entry.open.into(),
+                outdated: entry.outdated.into(),
+            };
+            // SAFETY: the program's callback, with what it was given.
+            if unsafe { callback(user_data, &raw const shown) } != 0 {
+                break;
+            }
+        }
+        Ok(())
+    };
+    status(list())
 }

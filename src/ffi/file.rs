@@ -7,6 +7,7 @@ use super::status::nearfile_stats;
 use crate::error::{Error, Result};
 use crate::file::File;
 use crate::options::Options;
+use crate::source::Source;
 use crate::sync::{AtomicBool, Ordering};
 use std::ffi::{CString, OsStr, c_char, c_void};
 use std::io::SeekFrom;
@@ -19,6 +20,12 @@ use std::sync::Arc;
 pub const NEARFILE_SIZE_UNKNOWN: u64 = u64::MAX;
 /// nearfile_options.mode: whole pages are fetched and kept.
 pub const NEARFILE_PAGED: u32 = 0;
+/// nearfile_options.mode: only the bytes asked for and not there yet are read and kept, to the byte. Private only: no key, no paths. A
+/// forked child starts its own copy.
+pub const NEARFILE_EXACT: u32 = 1;
+/// nearfile_options.flags: a miss is NEARFILE_ERROR_FROZEN, and nothing is given up while the file is open. With data_path and
+/// index_path no source is needed, and they may lie where nothing can be written.
+pub const NEARFILE_FROZEN: u32 = 2;
 /// nearfile_options.flags: compare a page's checksum at every hit, not at its first of a session; for disks that are not trusted.
 pub const NEARFILE_VERIFY_ALWAYS: u32 = 4;
 /// nearfile_options.flags: do not compare pages of a session that was opened after a clean close.
@@ -32,7 +39,7 @@ pub const NEARFILE_SEEK_END: i32 = 2;
 
 /// An open near copy. Used from any thread and in children forked after it was opened; one position a handle.
 pub struct nearfile_file {
-    file: File,
+    pub(super) file: File,
     data_path: Option<CString>,
     index_path: Option<CString>,
 }
@@ -51,11 +58,11 @@ pub struct nearfile_options {
     pub size: u64,
     /// Bytes a page, 1 to 1 GiB; 0: the cache's. A near copy that exists keeps its own (nearfile_page_size).
     pub page_size: u64,
-    /// The most bytes kept of this file. Not in this version: 0.
+    /// The most bytes kept of this file by reads of this handle; 0: no limit of its own. What happens then is the cache's when_full.
     pub size_limit: u64,
-    /// NEARFILE_PAGED.
+    /// NEARFILE_PAGED, NEARFILE_EXACT.
     pub mode: u32,
-    /// NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
+    /// NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
     pub flags: u32,
     /// With index_path: the mirror at a path of the program's choice, made if neither exists. Both or neither.
     pub data_path: *const c_char,
@@ -71,17 +78,14 @@ unsafe impl Sized_ for nearfile_options {
 /// # Safety
 /// The strings are null or terminated.
 unsafe fn convert(options: &nearfile_options) -> Result<Options> {
-    if options.flags & !(NEARFILE_VERIFY_ALWAYS | NEARFILE_TRUST_CLEAN) != 0 {
+    if options.flags & !(NEARFILE_FROZEN | NEARFILE_VERIFY_ALWAYS | NEARFILE_TRUST_CLEAN) != 0 {
         return Err(Error::Argument(format!(
             "nearfile_options.flags {:#x} has bits that this version does not know",
             options.flags
         )));
     }
-    if options.mode != NEARFILE_PAGED {
-        return Err(Error::Unsupported(format!("nearfile_options.mode {} is not in this version", options.mode)));
-    }
-    if options.size_limit != 0 {
-        return Err(Error::Unsupported("nearfile_options.size_limit is not in this version: set it to 0".into()));
+    if !matches!(options.mode, NEARFILE_PAGED | NEARFILE_EXACT) {
+        return Err(Error::Argument(format!("nearfile_options.mode {} is none of 0 (PAGED), 1 (EXACT)", options.mode)));
     }
     let path = |path: &[u8]| PathBuf::from(OsStr::from_bytes(path));
     // SAFETY: by the caller.
@@ -99,6 +103,9 @@ unsafe fn convert(options: &nearfile_options) -> Result<Options> {
         page_size: options.page_size,
         verify_always: options.flags & NEARFILE_VERIFY_ALWAYS != 0,
         trust_clean: options.flags & NEARFILE_TRUST_CLEAN != 0,
+        size_limit: options.size_limit,
+        exact: options.mode == NEARFILE_EXACT,
+        frozen: options.flags & NEARFILE_FROZEN != 0,
         paths,
     })
 }
@@ -111,7 +118,7 @@ fn handle(file: File) -> *mut nearfile_file {
 
 /// Opens the near copy of a remote file and sets *out_file; on failure to NULL, and source->user_data stays the caller's.
 ///
-/// The tables and strings are copied. Nothing is read from the source, but its size if that is unknown. cache may be NULL with
+/// source may be NULL with NEARFILE_FROZEN, data_path and index_path. The tables and strings are copied. Nothing is read from the source, but its size if that is unknown. cache may be NULL with
 /// data_path and index_path. What stands in the way of a near copy (a full disk, a foreign file of the same name) is no failure:
 /// the file is then cached for this process alone or read from the source, and the log says so. Ended by nearfile_close.
 /// Threads: any. Calls source->open and size or seek where the size is unknown.
@@ -127,16 +134,16 @@ pub unsafe extern "C-unwind" fn nearfile_open(
         // SAFETY: the caller's pointers, as the header wants them.
         let (table, options) = unsafe {
             put(out_file, ptr::null_mut(), "out_file")?;
-            let table = copy_in(source)?.ok_or_else(|| Error::Argument("source is NULL".into()))?;
+            let table = copy_in(source)?;
             let options = copy_in(options)?.ok_or_else(|| Error::Argument("options is NULL: at least a size is needed".into()))?;
             (table, convert(&options)?)
         };
         let owned = Arc::new(AtomicBool::new(false));
-        let source = Box::new(Callbacks::new(table, Arc::clone(&owned))?);
-        let file = match cache {
-            Some(cache) => cache.cache.file(source, &options)?,
-            None => File::open(source, &options)?,
+        let source = match table {
+            Some(table) => Some(Box::new(Callbacks::new(table, Arc::clone(&owned))?) as Box<dyn Source>),
+            None => None,
         };
+        let file = File::open_in(cache.map(|cache| &cache.cache), source, &options)?;
         owned.store(true, Ordering::Release);
         // SAFETY: as above.
         unsafe { put(out_file, handle(file), "out_file") }
@@ -260,7 +267,7 @@ pub unsafe extern "C" fn nearfile_extent(
 }
 
 /// Drops the pages that lie wholly in len bytes from offset (a range up to the end holds the short last page whole) and gives their
-/// space back, except pages that are being fetched just now. Reads of others go on and fetch what they miss. Threads: any.
+/// space back, except pages that are pinned, frozen or being fetched just now. Reads of others go on and fetch what they miss. Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn nearfile_discard(file: Option<&nearfile_file>, offset: u64, len: u64) -> i32 {
     status(shielded(|| given(file, "file")?.file.discard(offset..offset.saturating_add(len)).map(drop)))
@@ -273,5 +280,108 @@ pub unsafe extern "C" fn nearfile_get_stats(file: Option<&nearfile_file>, out_st
         let stats = given(file, "file")?.file.stats();
         // SAFETY: the caller's struct, of the size that it says.
         unsafe { copy_out(stats.into(), out_stats) }
+    }))
+}
+
+/// One of a batch of reads.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct nearfile_range {
+    /// Where to read, bytes from the start.
+    pub offset: u64,
+    /// Where to put it.
+    pub buf: *mut c_void,
+    /// Bytes to read.
+    pub len: usize,
+    /// Set: the bytes read, as nearfile_pread returns them.
+    pub out_len: usize,
+    /// Set: 0, or the status of this one.
+    pub out_status: i32,
+}
+
+/// Reads count ranges, each as nearfile_pread does, and sets out_len and out_status of each; range_size is sizeof(nearfile_range).
+/// Returns 0, or the first status that is not 0; the others are read all the same. Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn nearfile_read_ranges(
+    file: Option<&nearfile_file>,
+    ranges: *mut nearfile_range,
+    count: usize,
+    range_size: usize,
+) -> i32 {
+    let check = || {
+        let file = given(file, "file")?;
+        if ranges.is_null() && count != 0 {
+            return Err(Error::Argument("ranges is NULL".into()));
+        }
+        if range_size < size_of::<nearfile_range>() || range_size % align_of::<nearfile_range>() != 0 {
+            return Err(Error::Argument(format!("range_size is {range_size}: give sizeof(nearfile_range)")));
+        }
+        Ok(file)
+    };
+    let file = match check() {
+        Ok(file) => file,
+        Err(error) => return status(Err(error)),
+    };
+    let mut first = 0;
+    for at in 0..count {
+        // SAFETY: the caller has `count` structs of `range_size` bytes there, of which ours is the beginning.
+        let range = unsafe { &mut *ranges.cast::<u8>().add(at * range_size).cast::<nearfile_range>() };
+        // SAFETY: the caller's buffer.
+        let read = unsafe { buffer(range.buf, range.len) }.and_then(|buf| file.file.read_at(buf, range.offset));
+        range.out_len = *read.as_ref().unwrap_or(&0);
+        range.out_status = status(read.map(drop));
+        if first == 0 {
+            first = range.out_status;
+        }
+    }
+    first
+}
+
+/// Hears how far a prefetch has come, bytes; 0 goes on, anything else cancels it.
+pub type nearfile_progress_callback =
+    Option<unsafe extern "C-unwind" fn(user_data: *mut c_void, done_bytes: u64, total_bytes: u64) -> i32>;
+
+/// Reads what is absent of len bytes from offset, so that later reads are hits, and returns when it is there; flags is 0. Stops early,
+/// with 0, where a limit keeps things out. progress may be NULL; it is called on this thread, and NEARFILE_ERROR_CANCELLED is returned
+/// when it ends it. Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn nearfile_prefetch(
+    file: Option<&nearfile_file>,
+    offset: u64,
+    len: u64,
+    flags: u32,
+    progress: nearfile_progress_callback,
+    user_data: *mut c_void,
+) -> i32 {
+    let prefetch = || {
+        let file = given(file, "file")?;
+        if flags != 0 {
+            return Err(Error::Argument(format!("flags {flags:#x} has bits that this version does not know")));
+        }
+        file.file.prefetch(offset..offset.saturating_add(len), &mut |done, total| {
+            // SAFETY: the program's callback, with what it was given.
+            progress.is_none_or(|progress| unsafe { progress(user_data, done, total) } == 0)
+        })
+    };
+    status(prefetch())
+}
+
+/// From now on a miss of this handle is NEARFILE_ERROR_FROZEN and the source is not touched; nobody gives up what is there while the
+/// handle is open. Threads: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn nearfile_freeze(file: Option<&nearfile_file>) -> i32 {
+    status(shielded(|| given(file, "file")?.file.freeze()))
+}
+
+/// Freezes the handle and writes what is there to path, holes as holes, and its index to path.index; a file opened with these two as
+/// data_path and index_path has the same bytes. Both reach the disk before this returns, or neither is there.
+/// NEARFILE_ERROR_EXISTS where one of them exists: nothing is overwritten. In exact mode, pages of 4 KiB that are there as a whole
+/// (open the copy with page_size 4096, no key and the same size). Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nearfile_preserve(file: Option<&nearfile_file>, path: *const c_char) -> i32 {
+    status(shielded(|| {
+        // SAFETY: the caller's string.
+        let path = unsafe { bytes(path) }.ok_or_else(|| Error::Argument("path is NULL".into()))?;
+        given(file, "file")?.file.preserve(Path::new(OsStr::from_bytes(path)))
     }))
 }

@@ -9,5 +9,6 @@
 mod boundary;
 pub mod cache;
 pub mod file;
+pub mod pin;
 pub mod source;
 pub mod status;

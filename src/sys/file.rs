@@ -16,6 +16,8 @@ pub(crate) struct Stat {
     pub(crate) links: u64,
     pub(crate) owner: u32,
     pub(crate) mode: u32,
+    /// Nanoseconds since 1970.
+    pub(crate) changed: u64,
 }
 
 impl Stat {
@@ -29,6 +31,7 @@ impl Stat {
             links: u64::try_from(raw.st_nlink).unwrap_or(0),
             owner: raw.st_uid,
             mode: raw.st_mode,
+            changed: u64::try_from(raw.st_ctime).unwrap_or(0).saturating_mul(1_000_000_000),
         }
     }
 
@@ -56,6 +59,8 @@ pub(crate) fn effective_user() -> u32 {
 pub(crate) enum Open {
     /// What is there, for reading and writing.
     Existing,
+    /// What is there, for reading only.
+    ReadOnly,
     /// A new file, 0600, or `AlreadyExists`.
     New,
     /// A new file without a name, 0600; the name given is the directory's.
@@ -70,6 +75,7 @@ impl Open {
         match self {
             // O_NONBLOCK: opening a FIFO that someone planted does not wait.
             Open::Existing => always | libc::O_RDWR | libc::O_NONBLOCK | libc::O_NOCTTY,
+            Open::ReadOnly => always | libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY,
             Open::New => always | libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
             Open::Unnamed => libc::O_CLOEXEC | libc::O_RDWR | libc::O_TMPFILE,
             Open::Directory => libc::O_CLOEXEC | libc::O_RDONLY | libc::O_DIRECTORY,
@@ -85,11 +91,18 @@ pub(crate) fn open_at(dir: Option<BorrowedFd<'_>>, name: &CStr, how: Open) -> io
     above_standard(fd)
 }
 
-/// A description of its own of an open file: locks on it exclude those of every other description.
+/// A description of its own of an open file: locks on it exclude those of every other description. For reading only where the file
+/// system is, which shared locks can do with.
 pub(crate) fn reopen(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = descriptor_path(file.as_raw_fd());
-    // SAFETY: a terminated path.
-    let fd = check(|| unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) })?;
+    let open = |access: libc::c_int| {
+        // SAFETY: a terminated path.
+        check(|| unsafe { libc::open(path.as_ptr(), access | libc::O_CLOEXEC) })
+    };
+    let fd = open(libc::O_RDWR).or_else(|error| match error.raw_os_error() {
+        Some(libc::EROFS | libc::EACCES) => open(libc::O_RDONLY),
+        _ => Err(error),
+    })?;
     above_standard(fd)
 }
 
@@ -129,6 +142,13 @@ fn above_standard(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(moved) })
 }
 
+/// Whether a descriptor was opened for reading only.
+pub(crate) fn is_read_only(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: an open descriptor.
+    let flags = check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) });
+    flags.is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDONLY)
+}
+
 pub(crate) fn stat(file: BorrowedFd<'_>) -> io::Result<Stat> {
     let mut raw = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: room for one stat.
@@ -157,6 +177,22 @@ pub(crate) fn is_in_memory(file: BorrowedFd<'_>) -> bool {
     // SAFETY: filled by the call, which did not fail.
     let kind = unsafe { raw.assume_init_ref() }.f_type;
     kind == libc::TMPFS_MAGIC || kind == 0x8584_58f6 // ramfs
+}
+
+/// Bytes of the file system that this user may still take.
+pub(crate) fn free_bytes(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut raw = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: room for one statvfs.
+    check(|| unsafe { libc::fstatvfs(file.as_raw_fd(), raw.as_mut_ptr()) })?;
+    // SAFETY: filled by the call, which did not fail.
+    let raw = unsafe { raw.assume_init_ref() };
+    Ok(raw.f_bavail.saturating_mul(raw.f_frsize))
+}
+
+/// Makes an empty file share all blocks of another, holes and all; an error where the file system cannot.
+pub(crate) fn clone_whole(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: two open descriptors.
+    check(|| unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) }).map(drop)
 }
 
 /// Reads at an offset; fewer bytes than asked only at the end of the file.

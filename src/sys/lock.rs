@@ -47,15 +47,25 @@ pub(crate) fn unlock(file: BorrowedFd<'_>, first: u64, count: u64) -> io::Result
     check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }).map(drop)
 }
 
-/// Some range, first and last byte, that keeps an exclusive lock on `first..` away; `None` where nothing does any more.
-pub(crate) fn holder(file: BorrowedFd<'_>, first: u64, count: u64) -> io::Result<Option<(u64, u64)>> {
+/// A lock of another description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// First and last byte.
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) kind: Kind,
+}
+
+/// Some lock that keeps an exclusive lock on `count` bytes from `first` away; `None` where nothing does any more.
+pub(crate) fn holder(file: BorrowedFd<'_>, first: u64, count: u64) -> io::Result<Option<Holder>> {
     let mut lock = request(libc::F_WRLCK, first, count);
     // SAFETY: a valid request, which the call overwrites.
     check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) })?;
     if lock.l_type == libc::F_UNLCK as libc::c_short {
         return Ok(None);
     }
-    let start = lock.l_start as u64;
-    let last = if lock.l_len == 0 { u64::MAX } else { start + lock.l_len as u64 - 1 };
-    Ok(Some((start, last)))
+    let first = lock.l_start as u64;
+    let last = if lock.l_len == 0 { u64::MAX } else { first + lock.l_len as u64 - 1 };
+    let kind = if lock.l_type == libc::F_RDLCK as libc::c_short { Kind::Shared } else { Kind::Exclusive };
+    Ok(Some(Holder { first, last, kind }))
 }

@@ -1,7 +1,8 @@
-//! Files mapped shared, for reading and writing, as arrays of atomics.
+//! Files mapped: an index for reading and writing, as an array of atomics; a part of a mirror for reading, while it is pinned.
 
 use crate::sync::{AtomicU32, AtomicU64};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
@@ -17,17 +18,28 @@ unsafe impl Send for SharedMap {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMap {}
 
+fn map(file: BorrowedFd<'_>, range: Range<u64>, access: libc::c_int, how: libc::c_int) -> io::Result<(NonNull<u8>, usize)> {
+    let too_large = |_| io::Error::from_raw_os_error(libc::ENOMEM);
+    let len = usize::try_from(range.end - range.start).map_err(too_large)?;
+    let from = libc::off_t::try_from(range.start).map_err(too_large)?;
+    // SAFETY: a new mapping, placed by the kernel.
+    let at = unsafe { libc::mmap(ptr::null_mut(), len, access, how, file.as_raw_fd(), from) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(at.cast()).map(|start| (start, len)).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+}
+
 impl SharedMap {
     /// Maps the first `len` bytes, which the file must have.
     pub(crate) fn of(file: BorrowedFd<'_>, len: u64) -> io::Result<SharedMap> {
-        let len = usize::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping, placed by the kernel.
-        let at = unsafe { libc::mmap(ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(at.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let (start, len) = map(file, 0..len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)?;
+        Ok(SharedMap { start, len })
+    }
+
+    /// The same over a file that cannot be written: what is stored is this process's alone.
+    pub(crate) fn copy_of(file: BorrowedFd<'_>, len: u64) -> io::Result<SharedMap> {
+        let (start, len) = map(file, 0..len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
         Ok(SharedMap { start, len })
     }
 
@@ -49,6 +61,45 @@ impl SharedMap {
 impl Drop for SharedMap {
     fn drop(&mut self) {
         // SAFETY: made by `of`, and every borrow of it has ended.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// A part of a mirror, mapped for reading. What it says is fixed only while its pages are pinned.
+#[derive(Debug)]
+pub(crate) struct Window {
+    start: NonNull<u8>,
+    len: usize,
+    /// Bytes between the start of the map and what was asked for.
+    skip: usize,
+}
+
+// SAFETY: never written through; see `bytes` for reading.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Maps a range, which the file must have.
+    pub(crate) fn of(file: BorrowedFd<'_>, range: Range<u64>) -> io::Result<Window> {
+        const ALIGNMENT: u64 = 64 << 10; // the largest page of any machine
+        let from = range.start / ALIGNMENT * ALIGNMENT;
+        let (start, len) = map(file, from..range.end, libc::PROT_READ, libc::MAP_SHARED)?;
+        Ok(Window { start, len, skip: (range.start - from) as usize })
+    }
+
+    /// The first `len` bytes of what was asked for.
+    pub(crate) fn bytes(&self, len: usize) -> &[u8] {
+        assert!(self.skip + len <= self.len, "bytes outside of the window");
+        // SAFETY: inside the map, which lives as long as the borrow; nobody writes there, as whoever made the window holds a pin lock
+        // on its pages for as long as it lives, without which pages are neither fetched nor punched.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(self.skip), len) }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: made by `of`; the pin that it belonged to has ended.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }

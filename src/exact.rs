@@ -1,0 +1,304 @@
+//! Exact mode: only the bytes that are asked for and not there yet are read from the source, to the byte. What is there is an ordered
+//! set of ranges in memory, private to the process and shared by its threads; a forked child starts its own, empty, over a mirror of
+//! its own.
+
+use crate::budget::Account;
+use crate::error::{Error, Result};
+use crate::fetch::Step;
+use crate::format::cost;
+use crate::log;
+use crate::mirror::Mirror;
+use crate::options::{Limits, WhenFull};
+use crate::pair::copy_overlap;
+use crate::range::Intervals;
+use crate::stats::{Count, Counters};
+use crate::sync::{AtomicBool, Condvar, Mutex, Ordering};
+use crate::sys::fork::PerProcess;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+type MakeMirror = dyn Fn() -> Option<(Mirror, Option<Account>)> + Send + Sync;
+
+/// A private file in exact mode.
+pub(crate) struct Exact {
+    size: u64,
+    here: PerProcess<Here>,
+    make: Box<MakeMirror>,
+    frozen: AtomicBool,
+}
+
+/// What this process has.
+#[derive(Debug, Default)]
+struct Here {
+    state: Mutex<State>,
+    moved: Condvar,
+    files: OnceLock<Option<(Mirror, Option<Account>)>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    have: Intervals,
+    /// Being read from the source just now.
+    coming: Intervals,
+    /// Counts the times that bytes were given up: who copied meanwhile copies again.
+    drops: u64,
+    /// As the budget counts it.
+    held: u64,
+}
+
+impl fmt::Debug for Exact {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("Exact").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl Exact {
+    /// `make` makes the unnamed mirror of a process, when it is first needed there.
+    pub(crate) fn new(size: u64, make: Box<MakeMirror>) -> Exact {
+        Exact { size, here: PerProcess::new(), make, frozen: AtomicBool::new(false) }
+    }
+
+    fn files(&self) -> Option<&(Mirror, Option<Account>)> {
+        self.here.get().files.get_or_init(|| (self.make)()).as_ref()
+    }
+
+    pub(crate) fn mirror(&self) -> Option<&Mirror> {
+        self.files().map(|(mirror, _)| mirror)
+    }
+
+    /// From now on nothing is given up.
+    pub(crate) fn freeze(&self) {
+        self.frozen.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn extent(&self, offset: u64) -> (u64, bool) {
+        let state = self.here.get().state.lock();
+        match state.have.end_at(offset) {
+            Some(end) => (end, true),
+            None => (state.have.next_from(offset).map_or(self.size, |next| next.start), false),
+        }
+    }
+
+    /// Ranges and bytes that are there.
+    pub(crate) fn census(&self) -> (u64, u64) {
+        self.here.get().state.lock().have.census()
+    }
+
+    /// The ranges that are there.
+    pub(crate) fn ranges(&self) -> Vec<Range<u64>> {
+        self.here.get().state.lock().have.iter().collect()
+    }
+
+    pub(crate) fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        if self.frozen.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let Some((mirror, account)) = self.files() else { return Ok(()) };
+        let mut state = self.here.get().state.lock();
+        state.have.remove(range.clone());
+        state.drops += 1;
+        // Under the lock: nobody may put bytes there before the hole is made.
+        mirror.punch(range.clone())?;
+        // Blocks that lie in the range as a whole; of the others something may be left.
+        let whole = (range.end / 4096).saturating_sub(range.start.div_ceil(4096)) * 4096;
+        let bytes = if state.have.census().0 == 0 { state.held } else { whole.min(state.held) };
+        state.held -= bytes;
+        if let Some(account) = account {
+            account.release(bytes);
+        }
+        Ok(())
+    }
+
+    /// Reserves bytes, making room as the policy says. False: they are not to be kept.
+    fn reserve(&self, bytes: u64, limits: &Limits) -> io::Result<bool> {
+        let Some((_, account)) = self.files() else { return Ok(false) };
+        for last_try in [false, true] {
+            let in_file = {
+                let mut state = self.here.get().state.lock();
+                let fits = limits.file_limit == 0 || state.held.saturating_add(bytes) <= limits.file_limit;
+                state.held += if fits { bytes } else { 0 };
+                fits
+            };
+            let in_directory = match account {
+                Some(account) if in_file => account.reserve(bytes)?.map(|mut room| room.spend(bytes)).is_some(),
+                _ => in_file,
+            };
+            if in_directory {
+                return Ok(true);
+            }
+            if in_file {
+                self.here.get().state.lock().held -= bytes;
+            }
+            if last_try || limits.when_full == WhenFull::Stop {
+                return Ok(false);
+            }
+            let made = limits.when_full == WhenFull::Evict
+                && in_file
+                && account.as_ref().is_some_and(|account| account.budget().make_room(bytes));
+            if !made {
+                // There is no order of use within the file: it starts again.
+                self.discard(0..self.size)?;
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for Exact {
+    fn drop(&mut self) {
+        if let Some(here) = self.here.peek() {
+            if let Some(Some((_, Some(account)))) = here.files.get() {
+                account.release(here.state.lock().held);
+            }
+        }
+    }
+}
+
+/// A read in exact mode; driven as a [`crate::fetch::Miss`] is.
+pub(crate) struct ExactRead<'a> {
+    exact: &'a Exact,
+    limits: Limits,
+    counters: &'a Counters,
+    from: u64,
+    out: &'a mut [u8],
+    left: Intervals,
+    buffer: Vec<u8>,
+    /// What is being read; `true`: others wait for it.
+    asked: Option<(Range<u64>, bool)>,
+    missed: bool,
+}
+
+impl<'a> ExactRead<'a> {
+    pub(crate) fn new(exact: &'a Exact, limits: Limits, counters: &'a Counters, from: u64, out: &'a mut [u8]) -> ExactRead<'a> {
+        let left = Intervals::of(from..from + out.len() as u64);
+        ExactRead { exact, limits, counters, from, out, left, buffer: Vec::new(), asked: None, missed: false }
+    }
+
+    /// Whether a byte was not there.
+    pub(crate) fn missed(&self) -> bool {
+        self.missed
+    }
+
+    pub(crate) fn buffer(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// Goes on until the source is needed or all is delivered.
+    pub(crate) fn step(&mut self) -> Result<Step> {
+        while let Some(span) = self.left.next_from(0) {
+            let here = self.exact.here.get();
+            let mut state = here.state.lock();
+            if let Some(end) = state.have.end_at(span.start) {
+                let (drops, part) = (state.drops, span.start..end.min(span.end));
+                drop(state);
+                if !self.copy(&part, drops) {
+                    return self.ask(part, false);
+                }
+                continue;
+            }
+            self.missed = true;
+            if state.coming.end_at(span.start).is_some() {
+                self.counters.one(Count::Waits);
+                let deadline = Instant::now() + self.limits.wait;
+                while state.coming.end_at(span.start).is_some() {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        drop(state);
+                        self.counters.one(Count::PassedThrough);
+                        return self.ask(span, false);
+                    }
+                    state = here.moved.wait_for(state, left);
+                }
+                continue;
+            }
+            let next = |set: &Intervals| set.next_from(span.start).map_or(u64::MAX, |range| range.start);
+            let end = span.end.min(next(&state.have)).min(next(&state.coming)).min(span.start + self.limits.max_fetch);
+            state.coming.insert(span.start..end);
+            drop(state);
+            return self.ask(span.start..end, true);
+        }
+        Ok(Step::Done)
+    }
+
+    fn ask(&mut self, range: Range<u64>, shared: bool) -> Result<Step> {
+        let range = range.start..range.end.min(range.start + self.limits.max_fetch);
+        self.asked = Some((range.clone(), shared));
+        let len = (range.end - range.start) as usize;
+        self.buffer.clear();
+        self.buffer.try_reserve_exact(len).map_err(|_| Error::NoMemory("a read of the source".into()))?;
+        self.buffer.resize(len, 0);
+        Ok(Step::Ask { range, run: None })
+    }
+
+    /// Copies bytes that are there. False where the mirror cannot be read.
+    fn copy(&mut self, part: &Range<u64>, drops: u64) -> bool {
+        let Some(mirror) = self.exact.mirror() else { return false };
+        let out = &mut self.out[(part.start - self.from) as usize..(part.end - self.from) as usize];
+        if let Err(error) = mirror.read(out, part.start) {
+            log::warn(|| format!("a private file cannot be read ({error}): read from the source"));
+            return false;
+        }
+        if self.exact.here.get().state.lock().drops == drops {
+            self.left.remove(part.clone());
+        } // else something was given up meanwhile: look again
+        true
+    }
+
+    /// Takes over what the driver read, or its failure.
+    pub(crate) fn accept(&mut self, read: Result<()>) -> Result<()> {
+        let Some((range, shared)) = self.asked.clone() else { return Err(Error::Internal("a read that nobody asked for".into())) };
+        read?; // dropping `self` tells those who wait
+        let given = copy_overlap(range.start, &self.buffer, self.from, self.out);
+        self.left.remove(given);
+        if shared {
+            match self.store(&range) {
+                Ok(true) => {}
+                Ok(false) => self.counters.one(Count::PassedThrough),
+                Err(error) => {
+                    self.counters.one(Count::PassedThrough);
+                    log::warn(|| format!("a private file cannot be written ({error}): read from the source, not kept"));
+                }
+            }
+        }
+        self.done_asking();
+        Ok(())
+    }
+
+    fn store(&self, range: &Range<u64>) -> io::Result<bool> {
+        let bytes = cost(range);
+        let Some(mirror) = self.exact.mirror() else { return Ok(false) };
+        if !self.exact.reserve(bytes, &self.limits)? {
+            return Ok(false);
+        }
+        let here = self.exact.here.get();
+        // Under the lock, so that a discard does not fall between the bytes and their entry.
+        let mut state = here.state.lock();
+        let written = mirror.write(&self.buffer, range.start);
+        if written.is_ok() {
+            state.have.insert(range.clone());
+        } else {
+            state.held -= bytes.min(state.held);
+            if let Some((_, Some(account))) = self.exact.files() {
+                account.release(bytes);
+            }
+        }
+        written.map(|()| true)
+    }
+
+    fn done_asking(&mut self) {
+        if let Some((range, true)) = self.asked.take() {
+            let here = self.exact.here.get();
+            here.state.lock().coming.remove(range);
+            here.moved.notify_all();
+        }
+    }
+}
+
+impl Drop for ExactRead<'_> {
+    fn drop(&mut self) {
+        self.done_asking();
+    }
+}

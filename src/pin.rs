@@ -1,0 +1,43 @@
+//! Pins: bytes without a copy. A pinned range is mapped for reading, and a shared lock on its pages keeps it from eviction, discard
+//! and refetching in every process until it is released or its process dies. Where that cannot be, the pin is a copy on the heap.
+
+use crate::lock::PinLock;
+use crate::pair::Pair;
+use crate::sys::map::Window;
+use std::sync::Arc;
+
+/// A range of a file, held in memory. Usable from any thread. A forked child must not use its parent's pins: pin again there.
+#[derive(Debug)]
+pub struct Pin {
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    // Dropped in this order: the map before the lock that makes it safe to read.
+    Mapped { window: Window, len: usize, _lock: PinLock, _pair: Arc<Pair> },
+    Copied(Vec<u8>),
+}
+
+impl Pin {
+    pub(crate) fn mapped(window: Window, len: usize, lock: PinLock, pair: Arc<Pair>) -> Pin {
+        Pin { held: Held::Mapped { window, len, _lock: lock, _pair: pair } }
+    }
+
+    pub(crate) fn copied(bytes: Vec<u8>) -> Pin {
+        Pin { held: Held::Copied(bytes) }
+    }
+
+    /// The bytes, as long as the pin lives.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.held {
+            Held::Mapped { window, len, .. } => window.bytes(*len),
+            Held::Copied(bytes) => bytes,
+        }
+    }
+
+    /// Whether the bytes are the mirror's own, not a copy.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.held, Held::Mapped { .. })
+    }
+}
