@@ -209,13 +209,13 @@ static void options_of_a_file(void) {
   EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .data_path = "data");
   EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .index_path = "index");
   EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .key = "k", .data_path = "data");
-  EXPECT_OPEN(NEARFILE_ERROR_UNSUPPORTED, .size = SIZE, .size_limit = 1);
-  EXPECT_OPEN(NEARFILE_ERROR_UNSUPPORTED, .size = SIZE, .size_limit = UINT64_MAX);
-  EXPECT_OPEN(NEARFILE_ERROR_UNSUPPORTED, .size = SIZE, .mode = 1);
-  EXPECT_OPEN(NEARFILE_ERROR_UNSUPPORTED, .size = SIZE, .mode = 2);
-  EXPECT_OPEN(NEARFILE_ERROR_UNSUPPORTED, .size = SIZE, .mode = UINT32_MAX);
+  EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .key = "k", .mode = NEARFILE_EXACT);
+  EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .data_path = "d", .index_path = "i", .mode = NEARFILE_EXACT);
+  EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .mode = NEARFILE_EXACT, .flags = NEARFILE_FROZEN);
+  EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .mode = 2);
+  EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .mode = UINT32_MAX);
   for (uint32_t bit = 1; bit != 0; bit <<= 1) {
-    if (bit == NEARFILE_VERIFY_ALWAYS || bit == NEARFILE_TRUST_CLEAN) continue;
+    if (bit == NEARFILE_FROZEN || bit == NEARFILE_VERIFY_ALWAYS || bit == NEARFILE_TRUST_CLEAN) continue;
     EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .flags = bit);
     EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .flags = bit | NEARFILE_TRUST_CLEAN);
   }
@@ -290,11 +290,8 @@ static void options_of_a_cache(void) {
   EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .max_fetch_bytes = (1ull << 30) + 1);
   EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .max_fetch_bytes = UINT64_MAX);
   for (uint32_t bit = 1; bit != 0; bit <<= 1) EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .flags = bit);
-  EXPECT_CACHE(NEARFILE_ERROR_UNSUPPORTED, .size_limit = 1);
-  EXPECT_CACHE(NEARFILE_ERROR_UNSUPPORTED, .size_limit = UINT64_MAX);
-  EXPECT_CACHE(NEARFILE_ERROR_UNSUPPORTED, .min_free = 1);
-  EXPECT_CACHE(NEARFILE_ERROR_UNSUPPORTED, .when_full = 1);
-  EXPECT_CACHE(NEARFILE_ERROR_UNSUPPORTED, .when_full = UINT32_MAX);
+  EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .when_full = 3);
+  EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .when_full = UINT32_MAX);
   EXPECT_CACHE(NEARFILE_ERROR_UNSUPPORTED, .workers = 1);
   struct stat unmade;
   CHECK(stat(path, &unmade) != 0);

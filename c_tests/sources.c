@@ -383,8 +383,8 @@ static void a_failed_open_releases_nothing(void) {
   CHECK_EQ(nearfile_open(cache, &source, &bad, &file), NEARFILE_ERROR_ARGUMENT);
   bad = good, bad.data_path = "x";
   CHECK_EQ(nearfile_open(cache, &source, &bad, &file), NEARFILE_ERROR_ARGUMENT);
-  bad = good, bad.size_limit = 1;
-  CHECK_EQ(nearfile_open(cache, &source, &bad, &file), NEARFILE_ERROR_UNSUPPORTED);
+  bad = good, bad.mode = 7;
+  CHECK_EQ(nearfile_open(cache, &source, &bad, &file), NEARFILE_ERROR_ARGUMENT);
   CHECK_EQ(nearfile_open(NULL, &source, &good, &file), NEARFILE_ERROR_ARGUMENT);
   CHECK_EQ(nearfile_open(cache, &source, NULL, &file), NEARFILE_ERROR_ARGUMENT);
   nearfile_source worse = source;
