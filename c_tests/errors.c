@@ -425,7 +425,7 @@ static void random_options(void) {
         case 3: options.page_size = numbers[nf_below(&seed, NUMBERS)]; break;
         case 4: options.size_limit = numbers[nf_below(&seed, NUMBERS)]; break;
         case 5: options.mode = (uint32_t)numbers[nf_below(&seed, NUMBERS)]; break;
-        case 6: options.flags = (uint32_t)numbers[nf_below(&seed, NUMBERS)]; break;
+        case 6: options.flags = (uint32_t)numbers[nf_below(&seed, NUMBERS)] & ~(uint32_t)NEARFILE_FROZEN; break;
         default: options.struct_size = (size_t)numbers[nf_below(&seed, NUMBERS)]; break;
       }
     }
