@@ -517,6 +517,8 @@ pub(crate) fn pair_at(data: &Path, index: &Path, wanted: Wanted<'_>, frozen: boo
                 }
                 names.make(Some(data_file), data, index, wanted)
             }
+            // Both may have been published between the two looks; the data comes first.
+            (Err(error), Ok(_)) if missing(&error) && names.open(&names.data).is_ok() => continue,
             (Err(error), Ok(_)) if missing(&error) => {
                 let (index, data) = (index.display(), data.display());
                 return Err(Error::Exists(format!(
