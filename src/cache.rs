@@ -3,12 +3,14 @@
 use crate::control::named;
 use crate::directory::{Directory, Listed};
 use crate::error::{Error, Result};
+use crate::evict::Evictor;
 use crate::format::Header;
 use crate::index::Index;
 use crate::options::{CacheOptions, Limits, WhenFull};
 use crate::stats::{Counters, Stats};
 use crate::sync::Mutex;
 use crate::sys::fork::PerProcess;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -22,6 +24,7 @@ pub struct Cache {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) directory: Arc<Directory>,
+    evictor: Arc<Evictor>,
     pub(crate) limits: Limits,
     /// The counters of the files that this process has open, to be told to `control`.
     telling: PerProcess<Mutex<Vec<Weak<FileCounters>>>>,
@@ -52,14 +55,15 @@ impl Cache {
         let limits = options.check()?;
         let path = dir.map_or_else(Directory::default_path, |dir| Ok(dir.to_owned()))?;
         let directory = Arc::new(Directory::open(&path, options, limits.wait)?);
+        let evictor = Arc::new(Evictor::new(Arc::clone(&directory)));
         if let Some(shared) = directory.shared() {
-            let evictor: Weak<Directory> = Arc::downgrade(&directory);
-            shared.budget.set_evictor(evictor);
+            let weak: Weak<Evictor> = Arc::downgrade(&evictor);
+            shared.budget.set_evictor(weak);
             if shared.budget.lacking(0) > 0 && limits.when_full == WhenFull::Evict {
                 shared.budget.make_room(0); // a limit that was just lowered
             }
         }
-        Ok(Cache { shared: Arc::new(Shared { directory, limits, telling: PerProcess::new() }) })
+        Ok(Cache { shared: Arc::new(Shared { directory, evictor, limits, telling: PerProcess::new() }) })
     }
 
     /// Numbers over all processes that ever used the directory; of the present pages, counted in every index, and never more than what
@@ -67,7 +71,7 @@ impl Cache {
     pub fn stats(&self) -> Stats {
         self.shared.tell_all();
         let Some(shared) = self.shared.directory.shared() else { return Stats::default() };
-        let indexes = self.shared.directory.list().into_iter().filter_map(|pair| Index::map(pair.index, &pair.header, false).ok());
+        let indexes = self.shared.directory.list().filter_map(|pair| Index::map(pair.index, &pair.header, false).ok());
         let (cached_pages, bytes) = indexes.map(|index| index.census()).fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1));
         // Pages come and go while they are counted, so that some may be counted twice.
         let cached_bytes = bytes.min(shared.budget.used());
@@ -77,31 +81,39 @@ impl Cache {
 
     /// Gives up the least useful until the directory holds no more than `keep_bytes`; pinned, frozen and just fetched pages stay.
     pub fn trim(&self, keep_bytes: u64) -> Result<()> {
-        let trimmed = self.shared.directory.trim(keep_bytes, self.shared.limits.wait);
+        let trimmed = self.shared.evictor.trim(keep_bytes, self.shared.limits.wait);
         trimmed.map_err(|error| Error::io("trim", error))
     }
 
     /// Drops what is kept of a key, every version. Of a file that is open the pages go at once, and the files when the last process
     /// closes it.
     pub fn remove(&self, key: &[u8]) -> Result<()> {
-        self.shared.directory.remove(key).map_err(|error| Error::io("remove", error))
+        self.shared.evictor.remove(key).map_err(|error| Error::io("remove", error))
     }
 
     /// The near copies in the directory, in no order. Counts the pages of each.
     pub fn list(&self) -> Vec<Entry> {
         let directory = &self.shared.directory;
-        let pairs = directory.list();
-        let newer = |header: &Header| pairs.iter().any(|pair| pair.header.key == header.key && pair.header.made > header.made);
-        let outdated: Vec<bool> = pairs.iter().map(|pair| newer(&pair.header)).collect();
-        let entry = |(listed, outdated): (Listed, bool)| {
+        let entry = |listed: Listed| {
             let open = listed.is_open();
             let (data_path, index_path) =
                 (directory.place_of(&named(&listed.header.mirror, "data")), directory.place_of(&listed.name));
             let (cached_pages, cached_bytes) = Index::map(listed.index, &listed.header, false).ok()?.census();
-            let Header { key, version, size, page_size, .. } = listed.header;
-            Some(Entry { key, version, size, page_size, data_path, index_path, cached_pages, cached_bytes, open, outdated })
+            let Header { key, version, size, page_size, made, .. } = listed.header;
+            let entry =
+                Entry { key, version, size, page_size, data_path, index_path, cached_pages, cached_bytes, open, outdated: false };
+            Some((made, entry))
         };
-        pairs.into_iter().zip(outdated).filter_map(entry).collect()
+        let mut entries: Vec<(u64, Entry)> = directory.list().filter_map(entry).collect();
+        let mut newest: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        for (made, entry) in &entries {
+            let latest = newest.entry(entry.key.clone()).or_default();
+            *latest = (*latest).max(*made);
+        }
+        for (made, entry) in &mut entries {
+            entry.outdated = newest.get(&entry.key).is_some_and(|latest| *made < *latest);
+        }
+        entries.into_iter().map(|(_, entry)| entry).collect()
     }
 }
 

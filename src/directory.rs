@@ -307,16 +307,23 @@ impl Directory {
         Some((Mirror::new(mirror.ok()?), self.account(true)))
     }
 
-    /// The pairs of the directory that can be used, in no order.
-    pub(crate) fn list(&self) -> Vec<Listed> {
-        self.fd.as_ref().map_or_else(Vec::new, |fd| list(&self.path, fd.as_fd()))
+    /// The pairs of the directory that can be used, in no order, one open at a time.
+    pub(crate) fn list(&self) -> impl Iterator<Item = Listed> + '_ {
+        self.fd.iter().flat_map(|fd| list(&self.path, fd.as_fd()))
     }
 
     /// The pairs of a key, of whatever version.
-    pub(crate) fn list_key(&self, key: &[u8]) -> Vec<Listed> {
-        let mut pairs = self.list();
-        pairs.retain(|pair| pair.header.key == key);
-        pairs
+    pub(crate) fn list_key<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = Listed> + 'a {
+        let prefix = hex(&xxh3_128(key).to_be_bytes());
+        let named_so = move |name: &CString| name.to_bytes().starts_with(prefix.as_bytes());
+        let fd = self.fd.iter();
+        fd.flat_map(move |fd| pairs(names(&self.path).filter(named_so.clone()), fd.as_fd()))
+            .filter(move |pair| pair.header.key == key)
+    }
+
+    /// A pair by its name.
+    pub(crate) fn listed(&self, name: &CStr) -> Option<Listed> {
+        listed(self.fd.as_ref()?.as_fd(), name.to_owned()).ok().flatten()
     }
 
     /// Opens a pair that is in the directory; `None` where that cannot be.
@@ -354,7 +361,6 @@ impl Shared {
         let census = || {
             sweep_orphans(path, fd.as_fd());
             list(path, fd.as_fd())
-                .into_iter()
                 .filter_map(|listed| Index::map(listed.index, &listed.header, false).ok())
                 .map(|index| index.recount_held())
                 .sum()
@@ -365,11 +371,15 @@ impl Shared {
     }
 }
 
-fn list(path: &Path, dir: BorrowedFd<'_>) -> Vec<Listed> {
-    names(path).filter(|name| name.to_bytes().ends_with(b".index")).filter_map(|name| listed(dir, name).ok().flatten()).collect()
+fn list<'a>(path: &Path, dir: BorrowedFd<'a>) -> impl Iterator<Item = Listed> + use<'a> {
+    pairs(names(path), dir)
 }
 
-fn names(path: &Path) -> impl Iterator<Item = CString> {
+fn pairs<'a, I: Iterator<Item = CString>>(names: I, dir: BorrowedFd<'a>) -> impl Iterator<Item = Listed> + use<'a, I> {
+    names.filter(|name| name.to_bytes().ends_with(b".index")).filter_map(move |name| listed(dir, name).ok().flatten())
+}
+
+fn names(path: &Path) -> impl Iterator<Item = CString> + use<> {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     entries.filter_map(|entry| CString::new(entry.file_name().as_bytes()).ok())
 }
@@ -386,7 +396,7 @@ fn listed(dir: BorrowedFd<'_>, name: CString) -> io::Result<Option<Listed>> {
 /// Removes what a maker that was killed left behind: empty mirrors without an index, and indexes that never got their names. Anything
 /// that has content of another kind, or is young enough to be in the making, is left alone.
 fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) {
-    let mirrors: Vec<CString> = list(path, dir).iter().map(|pair| named(&pair.header.mirror, "data")).collect();
+    let mirrors: Vec<CString> = list(path, dir).map(|pair| named(&pair.header.mirror, "data")).collect();
     let left_behind = |name: &CStr| {
         let file = file::open_at(Some(dir), name, Open::Existing).ok()?;
         let stat = file::stat(file.as_fd()).ok()?;

@@ -3,18 +3,20 @@
 
 use crate::budget::{Budget, MakeRoom};
 use crate::clock::TURNS;
-use crate::directory::{Directory, Listed};
-use crate::index::Index;
+use crate::directory::Directory;
+use crate::index::read_use;
 use crate::log;
 use crate::pair::{Dropped, Pair};
 use crate::range::Run;
 use crate::stats::{COUNTS, Count};
-use crate::sys::file;
-use std::collections::BTreeMap;
+use crate::sync::Mutex;
+use crate::sys::fork::PerProcess;
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a read that needs room waits for another evictor before it goes on without keeping.
 const EVICTOR_WAIT: Duration = Duration::from_millis(50);
@@ -22,10 +24,19 @@ const EVICTOR_WAIT: Duration = Duration::from_millis(50);
 const PAIR_WAIT: Duration = Duration::from_millis(20);
 /// A closed file that holds less than this part of the limit goes as a whole, which costs no sync.
 const SMALL: u64 = 16;
+/// Open files of which pages are taken in one go.
+const MOST_OPEN: usize = 64;
 
-impl MakeRoom for Directory {
+/// Who gives up pages of a directory.
+#[derive(Debug)]
+pub(crate) struct Evictor {
+    directory: Arc<Directory>,
+    plan: PerProcess<Mutex<Plan>>,
+}
+
+impl MakeRoom for Evictor {
     fn make_room(&self, bytes: u64) {
-        if let Some(shared) = self.shared() {
+        if let Some(shared) = self.directory.shared() {
             let budget = &shared.budget;
             let Ok(Some(_alone)) = budget.lock_evictor(EVICTOR_WAIT) else { return };
             if budget.lacking(bytes) > 0 {
@@ -43,17 +54,33 @@ enum Rank {
     Open,
 }
 
+/// A pair that may go, by name: a directory has more of them than a process has descriptors.
+#[derive(Debug)]
 struct Candidate {
     rank: Rank,
     used_at: u64,
     held: u64,
-    listed: Listed,
+    name: CString,
 }
 
-impl Directory {
+/// What a look over the whole directory found. It serves for a while: with many files, looking costs more than evicting.
+#[derive(Debug, Default)]
+struct Plan {
+    made: Option<Instant>,
+    candidates: VecDeque<Candidate>,
+}
+
+/// How long a plan serves. Each candidate is looked at again before it goes.
+const PLAN_AGE: Duration = Duration::from_secs(3);
+
+impl Evictor {
+    pub(crate) fn new(directory: Arc<Directory>) -> Evictor {
+        Evictor { directory, plan: PerProcess::new() }
+    }
+
     /// Gives up pages until the directory holds no more than `keep` bytes, as far as that can be.
     pub(crate) fn trim(&self, keep: u64, wait: Duration) -> io::Result<()> {
-        let Some(shared) = self.shared() else { return Ok(()) };
+        let Some(shared) = self.directory.shared() else { return Ok(()) };
         let Some(_alone) = shared.budget.lock_evictor(wait)? else {
             return Err(io::Error::other("another process does not come to an end with evicting"));
         };
@@ -68,13 +95,12 @@ impl Directory {
     /// Drops what is kept of a key, every version: closed pairs with their files, pages of open ones at once and their files when the
     /// last process closes them.
     pub(crate) fn remove(&self, key: &[u8]) -> io::Result<()> {
-        for listed in self.list_key(key) {
-            let again =
-                Listed { name: listed.name.clone(), header: listed.header.clone(), index: file::reopen(listed.index.as_fd())? };
-            if self.remove_closed(listed)?.is_some() {
+        for listed in self.directory.list_key(key) {
+            let name = listed.name.clone();
+            if self.directory.remove_closed(listed)?.is_some() {
                 continue;
             }
-            if let Some(pair) = self.open_listed(again, PAIR_WAIT) {
+            if let Some(pair) = self.directory.listed(&name).and_then(|listed| self.directory.open_listed(listed, PAIR_WAIT)) {
                 pair.index().doom();
                 if pair.pages().count() > 0 {
                     pair.discard(Run { first: 0, last: pair.pages().count() - 1 })?;
@@ -86,24 +112,37 @@ impl Directory {
 
     /// Frees bytes, by rank.
     fn free(&self, budget: &Budget, bytes: u64) {
-        let mut gone = Dropped::default();
-        let mut open: Vec<Arc<Pair>> = Vec::new();
-        for candidate in self.survey() {
-            if gone.bytes >= bytes {
-                break;
-            }
-            let want = bytes - gone.bytes;
-            let whole = candidate.held <= want.max(budget.limit() / SMALL);
-            let result = match candidate.rank {
-                Rank::Outdated | Rank::Closed if whole => self.remove_closed(candidate.listed).map(Option::unwrap_or_default),
-                Rank::Outdated | Rank::Closed => self.sweep(candidate.listed, want, TURNS),
-                Rank::Open => {
-                    open.extend(self.open_listed(candidate.listed, PAIR_WAIT));
-                    Ok(Dropped::default())
-                }
-            };
-            gone += result.unwrap_or_else(|error| self.say(&error));
+        let mut plan = self.plan.get().lock();
+        let old = plan.made.is_none_or(|made| made.elapsed() > PLAN_AGE);
+        if old {
+            *plan = self.survey();
         }
+        let mut gone = self.follow(&mut plan, budget, bytes);
+        if gone.bytes < bytes && !old {
+            *plan = self.survey();
+            gone += self.follow(&mut plan, budget, bytes - gone.bytes);
+        }
+        let mut news = [0; COUNTS];
+        news[Count::PagesEvicted as usize] = gone.pages;
+        if let Some(shared) = self.directory.shared() {
+            shared.control.count(&news);
+        }
+    }
+
+    /// Gives up what a plan says, closed pairs in their order and then pages of open ones.
+    fn follow(&self, plan: &mut Plan, budget: &Budget, bytes: u64) -> Dropped {
+        let mut gone = Dropped::default();
+        while gone.bytes < bytes && plan.candidates.front().is_some_and(|first| first.rank != Rank::Open) {
+            let Some(candidate) = plan.candidates.pop_front() else { break };
+            let want = bytes - gone.bytes;
+            gone += self.give_up_closed(&candidate, budget, want).unwrap_or_else(|error| self.say(&error));
+        }
+        if gone.bytes >= bytes {
+            return gone;
+        }
+        let listed = plan.candidates.iter().filter_map(|candidate| self.directory.listed(&candidate.name));
+        let open: Vec<Arc<Pair>> =
+            listed.filter_map(|listed| self.directory.open_listed(listed, PAIR_WAIT)).take(MOST_OPEN).collect();
         // One turn of every hand before a second of any, so that what is less useful goes first wherever it is.
         for _ in 0..TURNS {
             for pair in &open {
@@ -112,18 +151,16 @@ impl Directory {
                 }
             }
         }
-        let mut news = [0; COUNTS];
-        news[Count::PagesEvicted as usize] = gone.pages;
-        if let Some(shared) = self.shared() {
-            shared.control.count(&news);
-        }
+        gone
     }
 
-    fn sweep(&self, listed: Listed, bytes: u64, turns: u32) -> io::Result<Dropped> {
-        match self.open_listed(listed, PAIR_WAIT) {
-            Some(pair) => pair.sweep(bytes, turns),
-            None => Ok(Dropped::default()),
+    /// Gives up a pair that nobody has open: all of it, or as much as is wanted of a large one.
+    fn give_up_closed(&self, candidate: &Candidate, budget: &Budget, want: u64) -> io::Result<Dropped> {
+        let Some(listed) = self.directory.listed(&candidate.name) else { return Ok(Dropped::default()) };
+        if candidate.held <= want.max(budget.limit() / SMALL) {
+            return self.directory.remove_closed(listed).map(Option::unwrap_or_default);
         }
+        self.directory.open_listed(listed, PAIR_WAIT).map_or(Ok(Dropped::default()), |pair| pair.sweep(want, TURNS))
     }
 
     fn say(&self, error: &io::Error) -> Dropped {
@@ -132,31 +169,26 @@ impl Directory {
     }
 
     /// All pairs, in the order in which they go.
-    fn survey(&self) -> Vec<Candidate> {
-        let pairs = self.list();
-        let mut newest: BTreeMap<&[u8], u64> = BTreeMap::new();
-        for pair in &pairs {
-            let made = newest.entry(&pair.header.key).or_default();
-            *made = pair.header.made.max(*made);
+    fn survey(&self) -> Plan {
+        let mut newest: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        let mut found: Vec<(Vec<u8>, u64, Candidate)> = Vec::new();
+        for listed in self.directory.list() {
+            let Ok((held, used_at)) = read_use(listed.index.as_fd()) else { continue };
+            let rank = if listed.is_open() { Rank::Open } else { Rank::Closed };
+            let latest = newest.entry(listed.header.key.clone()).or_default();
+            *latest = (*latest).max(listed.header.made);
+            found.push((listed.header.key, listed.header.made, Candidate { rank, used_at, held, name: listed.name }));
         }
-        let outdated: Vec<bool> =
-            pairs.iter().map(|pair| newest.get(&*pair.header.key).is_some_and(|&made| pair.header.made < made)).collect();
-        let mut candidates: Vec<Candidate> = pairs
-            .into_iter()
-            .zip(outdated)
-            .filter_map(|(listed, outdated)| {
-                let index = file::reopen(listed.index.as_fd()).and_then(|index| Index::map(index, &listed.header, false)).ok()?;
-                let rank = match (listed.is_open(), outdated) {
-                    (true, _) => Rank::Open,
-                    (false, true) => Rank::Outdated,
-                    (false, false) => Rank::Closed,
-                };
+        let candidate = |(key, made, mut candidate): (Vec<u8>, u64, Candidate)| {
+            if newest.get(&key).is_some_and(|&latest| made < latest) {
                 // Of the open ones, outdated versions come first, too.
-                let used_at = if outdated { 0 } else { index.used_at() };
-                Some(Candidate { rank, used_at, held: index.held(), listed })
-            })
-            .collect();
+                candidate.used_at = 0;
+                candidate.rank = if candidate.rank == Rank::Closed { Rank::Outdated } else { Rank::Open };
+            }
+            candidate
+        };
+        let mut candidates: Vec<Candidate> = found.into_iter().map(candidate).collect();
         candidates.sort_by_key(|candidate| (candidate.rank, candidate.used_at));
-        candidates
+        Plan { made: Some(Instant::now()), candidates: candidates.into() }
     }
 }

@@ -257,7 +257,7 @@ impl<'a> Miss<'a> {
             }
             Ok(taken) => {
                 if taken.is_some() {
-                    self.undo(Run::one(page));
+                    self.undo(Run::one(page), Run::one(page));
                 }
                 self.read_direct(self.part(Run::one(page), span))
             }
@@ -366,7 +366,7 @@ impl<'a> Miss<'a> {
             Err(io::Error::other("its session was ended by another process"))
         };
         if let Err(error) = stored {
-            self.undo(group);
+            self.undo(group, run);
             return Err(error);
         }
         for (page, taken, crc) in taken {
@@ -467,8 +467,8 @@ impl<'a> Miss<'a> {
     }
 
     /// Gives back pages that were taken and not filled.
-    fn undo(&self, run: Run) {
-        if let Err(error) = self.pair.drop_pages(run).map(drop) {
+    fn undo(&self, run: Run, locked: Run) {
+        if let Err(error) = self.pair.drop_pages(run, locked).map(drop) {
             log::warn(|| format!("{}: space of a page that was not stored stays used ({error})", self.pair.place().data.display()));
         }
     }
@@ -478,7 +478,7 @@ impl<'a> Miss<'a> {
         match work {
             Work::Pieces(pieces) => {
                 let run = pieces.lock.run();
-                self.undo(run);
+                self.undo(run, run);
                 drop(pieces.lock);
                 self.pair.index().beat(run);
             }

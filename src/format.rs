@@ -13,7 +13,7 @@
 //!     40  page size            8                         4096  slots       1,024 × 64
 //!     48  mirror name         16                        69632  end
 //!     64  time of making, ns   8                           88  durable count       8
-//!    128  session             10 × 8  (below)           one slot: reserved 8, held by private pairs 8, zero 48
+//!    128  session             12 × 8  (below)           one slot: reserved 8, held by private pairs 8, zero 48
 //!    256  key, version
 //!   8192  beats, 1,024 × 4            bumped when pages of `page % 1024` move on; bit 0: someone sleeps
 //!  12288  words, 8 a page
@@ -69,6 +69,8 @@ pub(crate) const AT_HAND: u64 = AT_HELD + 8;
 pub(crate) const AT_USED_AT: u64 = AT_HAND + 8;
 /// Not 0: removed while it was open; the last closer takes it away.
 pub(crate) const AT_DOOMED: u64 = AT_USED_AT + 8;
+/// The pages that the holder of the freeze lock is dropping, first and last + 1; 0 and 0: none.
+pub(crate) const AT_DROPPING: u64 = AT_DOOMED + 8;
 const AT_STRINGS: usize = 256;
 /// As much of a header as there can be.
 pub(crate) const HEADER_LEN: usize = 8192;
@@ -76,7 +78,7 @@ pub(crate) const AT_BEATS: u64 = HEADER_LEN as u64;
 pub(crate) const BEATS: u64 = 1024;
 pub(crate) const AT_WORDS: u64 = AT_BEATS + 4 * BEATS;
 
-const _: () = assert!(FIXED_END <= AT_SESSION && AT_DOOMED as usize + 8 <= AT_STRINGS);
+const _: () = assert!(FIXED_END <= AT_SESSION && AT_DROPPING as usize + 16 <= AT_STRINGS);
 const _: () = assert!(AT_STRINGS + MAX_KEY + MAX_VERSION <= HEADER_LEN && AT_WORDS % 4096 == 0);
 
 // Lock bytes of an index. They lie past any data; `LOCK_BASE + i` is page i.
@@ -274,9 +276,11 @@ pub(crate) fn index_len(pages: u64) -> u64 {
     recency_of(pages, 0).0 + pages.div_ceil(4).next_multiple_of(4096)
 }
 
+/// What a file system gives out and takes back.
+pub(crate) const BLOCK: u64 = 4096;
+
 /// What a range of a mirror costs: the file-system blocks that it touches.
 pub(crate) fn cost(range: &std::ops::Range<u64>) -> u64 {
-    const BLOCK: u64 = 4096;
     if range.is_empty() { 0 } else { range.end.next_multiple_of(BLOCK) - range.start / BLOCK * BLOCK }
 }
 
@@ -406,7 +410,7 @@ mod tests {
         assert_eq!(&bytes[..8], b"nearfile");
         assert_eq!(bytes[8..16], [1, 0, 0, 0, 4, 3, 2, 1]);
         assert_eq!((AT_CRC, AT_KEY_LEN, AT_SIZE, AT_PAGE_SIZE, AT_MIRROR, AT_MADE), (16, 20, 32, 40, 48, 64));
-        assert_eq!((AT_SESSION_WORD, AT_MIRROR_INODE, AT_DOOMED, AT_BEATS, AT_WORDS), (128, 168, 200, 8192, 12288));
+        assert_eq!((AT_SESSION_WORD, AT_MIRROR_INODE, AT_DROPPING, AT_BEATS, AT_WORDS), (128, 168, 208, 8192, 12288));
         assert_eq!((AT_LIMIT, AT_USED, AT_CONTROL_SESSION, AT_CONTROL_DURABLE, AT_COUNTERS), (64, 72, 80, 88, 128));
         assert_eq!((cost(&(0..1)), cost(&(4095..4097)), cost(&(8192..16384)), cost(&(5..5))), (4096, 8192, 8192, 0));
         assert_eq!((LOCK_BASE, SESSION_LOCK, CONTROL_LEN), (1 << 62, (1 << 62) - 1, 69632));

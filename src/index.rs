@@ -16,9 +16,9 @@
 //! 3. No store, and in memory no load, before its stretch of the file has blocks: a hole of a full file system raises SIGBUS.
 
 use crate::format::{
-    AT_BEATS, AT_DIRTY, AT_DOOMED, AT_DURABLE, AT_HAND, AT_HELD, AT_MIRROR_DEVICE, AT_MIRROR_INODE, AT_OPENED, AT_SESSION_WORD,
-    AT_USED_AT, AT_WORDS, BEATS, HEADER_LEN, Header, State, Unreadable, Word, begins_a_round, cost, epoch_of, index_len,
-    recency_of, word_offset,
+    AT_BEATS, AT_DIRTY, AT_DOOMED, AT_DROPPING, AT_DURABLE, AT_HAND, AT_HELD, AT_MIRROR_DEVICE, AT_MIRROR_INODE, AT_OPENED,
+    AT_SESSION_WORD, AT_USED_AT, AT_WORDS, BEATS, HEADER_LEN, Header, State, Unreadable, Word, begins_a_round, cost, epoch_of,
+    index_len, recency_of, word_offset,
 };
 use crate::range::{Pages, Run};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
@@ -65,6 +65,13 @@ pub(crate) fn read_header(file: BorrowedFd<'_>, stat: &Stat) -> io::Result<Resul
         return Ok(Err(Unreadable::Damaged("wrong length")));
     }
     Ok(Ok(header))
+}
+
+/// What the pages of an index hold and when it was last used, as its file says.
+pub(crate) fn read_use(file: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let mut bytes = [0; 8];
+    let mut word = |at| file::read_at(file, &mut bytes, at).map(|_| u64::from_ne_bytes(bytes));
+    Ok((word(AT_HELD)?, word(AT_USED_AT)?))
 }
 
 /// The mirror's name in an index whose header does not hold, as far as it can be told: 16 random bytes name nobody else's by chance.
@@ -268,11 +275,6 @@ impl Index {
         self.map.word(AT_DOOMED).load(Ordering::Acquire) != 0
     }
 
-    /// When the pair was last opened or closed, nanoseconds since 1970.
-    pub(crate) fn used_at(&self) -> u64 {
-        self.map.word(AT_USED_AT).load(Ordering::Acquire)
-    }
-
     // ---- what the pages hold, and how useful they are ----
 
     /// Bytes that the pages hold, as the budget counts them.
@@ -301,6 +303,20 @@ impl Index {
         });
         self.set(AT_HELD, held);
         held
+    }
+
+    /// Notes which pages are about to be dropped: if the dropper is killed, the next one punches what it left.
+    pub(crate) fn note_dropping(&self, run: Option<Run>) {
+        let (first, end) = run.map_or((0, 0), |run| (run.first, run.last + 1));
+        self.set(AT_DROPPING, first);
+        self.set(AT_DROPPING + 8, end);
+    }
+
+    /// What a dropper that was killed had noted.
+    pub(crate) fn left_dropping(&self) -> Option<Run> {
+        let word = |at| self.map.word(at).load(Ordering::Acquire);
+        let (first, end) = (word(AT_DROPPING), word(AT_DROPPING + 8));
+        (first < end && end <= self.pages.count()).then(|| Run { first, last: end - 1 })
     }
 
     fn recency(&self, page: u64) -> Option<(&AtomicU32, u32)> {

@@ -2,9 +2,9 @@
 
 use crate::budget::Account;
 use crate::bypass::Bypass;
-use crate::format::{Crc32c, Header, State, Word, cost};
+use crate::format::{BLOCK, Crc32c, Header, State, Word, cost};
 use crate::index::{Index, now};
-use crate::lock::{Claim, INDEX_SESSION, PageLocks, dropping};
+use crate::lock::{Claim, INDEX_SESSION, PageLock, PageLocks, dropping};
 use crate::log;
 use crate::mirror::Mirror;
 use crate::options::DEFAULT_WAIT;
@@ -283,7 +283,46 @@ impl Pair {
         if self.index.is_fixed() || !self.mirror.can_punch() {
             return Ok(None);
         }
-        dropping(self.index.file(), wait)
+        let right = dropping(self.index.file(), wait)?;
+        if let (Some(_), Some(left)) = (&right, self.index.left_dropping()) {
+            self.punch_left(left)?;
+        }
+        Ok(right)
+    }
+
+    /// Punches what a dropper that was killed made absent and did not punch. Its bytes were given back with its slot.
+    fn punch_left(&self, run: Run) -> io::Result<()> {
+        let mut from = run.first;
+        while from <= run.last {
+            match self.claim(Run { first: from, last: run.last })? {
+                Claim::Busy { until, .. } => from = until + 1,
+                Claim::Held(lock) => {
+                    let mut page = lock.run().first;
+                    while page <= lock.run().last {
+                        match self.absent_head(Run { first: page, last: lock.run().last })? {
+                            Some(absent) if self.index.load(page)?.state() == State::Absent => {
+                                let absent = self.truly_absent(absent)?;
+                                self.mirror.punch(self.hole(absent, lock.run())?.0)?;
+                                page = absent.last + 1;
+                            }
+                            _ => page += 1,
+                        }
+                    }
+                    from = lock.run().last + 1;
+                }
+            }
+        }
+        self.index.note_dropping(None);
+        Ok(())
+    }
+
+    /// The pages that a run begins with and that nobody has ever taken, or that were dropped.
+    fn truly_absent(&self, run: Run) -> io::Result<Run> {
+        let mut last = run.first;
+        while last < run.last && self.index.load(last + 1)?.state() == State::Absent {
+            last += 1;
+        }
+        Ok(Run { first: run.first, last })
     }
 
     /// Drops the pages of a run that nobody is fetching or has pinned; none where the pair is frozen.
@@ -311,36 +350,94 @@ impl Pair {
             Claim::Busy { until, .. } => Ok((Dropped::default(), until)),
             Claim::Held(lock) => {
                 self.index.before_change()?;
-                Ok((self.drop_pages(lock.run())?, lock.run().last))
+                self.index.note_dropping(Some(lock.run()));
+                let dropped = self.drop_pages(lock.run(), lock.run())?;
+                self.index.note_dropping(None);
+                Ok((dropped, lock.run().last))
             }
         }
     }
 
-    /// Makes pages absent and punches them, neighbours together. The caller holds their lock.
-    pub(crate) fn drop_pages(&self, run: Run) -> io::Result<Dropped> {
+    /// Makes pages absent and punches them, neighbours together. The caller has locked the pages of `locked`.
+    pub(crate) fn drop_pages(&self, run: Run, locked: Run) -> io::Result<Dropped> {
         let mut gone = Dropped::default();
         let mut hole: Option<Run> = None;
         for page in run.first..=run.last {
             if self.index.load(page)?.state() == State::Absent || !self.give_up(page) {
-                gone += self.punch(hole.take())?;
-            } else {
-                hole = Some(Run { first: hole.map_or(page, |hole| hole.first), last: page });
+                gone += self.punch(hole.take(), locked)?;
+                continue;
             }
+            if let Some(account) = &self.account {
+                account.retire(cost(&self.pages().bytes(page)));
+            }
+            hole = Some(Run { first: hole.map_or(page, |hole| hole.first), last: page });
         }
-        gone += self.punch(hole)?;
+        gone += self.punch(hole, locked)?;
         Ok(gone)
     }
 
     /// Punches pages that are absent now, and only then gives their bytes back.
-    fn punch(&self, run: Option<Run>) -> io::Result<Dropped> {
+    fn punch(&self, run: Option<Run>, locked: Run) -> io::Result<Dropped> {
         let Some(run) = run else { return Ok(Dropped::default()) };
-        self.mirror.punch(self.pages().bytes_of(run))?;
+        let (hole, _neighbours) = self.hole(run, locked)?;
+        self.mirror.punch(hole)?;
         let bytes = (run.first..=run.last).map(|page| cost(&self.pages().bytes(page))).sum();
         self.index.let_go(bytes);
         if let Some(account) = &self.account {
-            account.release(bytes);
+            account.give_back(bytes);
         }
         Ok(Dropped { pages: run.count(), bytes })
+    }
+
+    /// What to punch for a run: a hole over part of a block frees nothing, so where pages do not end with blocks the hole reaches over
+    /// those neighbours in the same blocks that are absent, whose locks it keeps meanwhile. A neighbour that is there, or being
+    /// fetched, answers for the block itself.
+    fn hole(&self, run: Run, locked: Run) -> io::Result<(Range<u64>, [Option<PageLock<'_>>; 2])> {
+        let pages = self.pages();
+        let mut hole = pages.bytes_of(run);
+        let mut locks = [None, None];
+        let block = hole.start / BLOCK * BLOCK;
+        if block < hole.start && run.first > 0 {
+            let neighbours = Run { first: pages.page_of(block), last: run.first - 1 };
+            if let Some(lock) = self.lock_absent(neighbours, locked)? {
+                (hole.start, locks[0]) = (block, lock);
+            }
+        }
+        let end = hole.end.next_multiple_of(BLOCK);
+        if hole.end == pages.size {
+            hole.end = end; // past the end there is nobody
+        } else if end > hole.end {
+            let neighbours = Run { first: run.last + 1, last: pages.page_of(end.min(pages.size) - 1) };
+            if let Some(lock) = self.lock_absent(neighbours, locked)? {
+                (hole.end, locks[1]) = (end, lock);
+            }
+        }
+        Ok((hole, locks))
+    }
+
+    /// Locks what of a run is not locked yet, if all of the run is absent; the outer `None` where that is not so.
+    #[expect(clippy::option_option, reason = "there may be nothing to lock")]
+    fn lock_absent(&self, run: Run, locked: Run) -> io::Result<Option<Option<PageLock<'_>>>> {
+        let outside = if run.last < locked.first || run.first > locked.last {
+            Some(run)
+        } else if run.first < locked.first {
+            Some(Run { first: run.first, last: locked.first - 1 })
+        } else if run.last > locked.last {
+            Some(Run { first: locked.last + 1, last: run.last })
+        } else {
+            None
+        };
+        let lock = match outside.map(|outside| self.claim(outside)).transpose()? {
+            None => None,
+            Some(Claim::Held(lock)) if Some(lock.run()) == outside => Some(lock),
+            Some(_) => return Ok(None),
+        };
+        for page in run.first..=run.last {
+            if self.index.load(page)?.state() != State::Absent {
+                return Ok(None);
+            }
+        }
+        Ok(Some(lock))
     }
 
     /// A reader may stamp or mistrust the page meanwhile, so this tries until the word holds still.
