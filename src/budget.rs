@@ -163,8 +163,7 @@ impl Budget {
         if limit != 0 && bytes > limit {
             return false;
         }
-        self.reclaim();
-        if self.lacking(bytes) > 0 {
+        if !self.reclaim_for(bytes) {
             if let Some(evictor) = self.evictor.get().and_then(Weak::upgrade) {
                 evictor.make_room(bytes);
             }
@@ -174,6 +173,12 @@ impl Budget {
 
     pub(crate) fn lock_evictor(&self, wait: Duration) -> io::Result<Option<DirectoryLock>> {
         self.control.lock_evictor(wait)
+    }
+
+    /// Whether what dead processes had makes the room.
+    pub(crate) fn reclaim_for(&self, bytes: u64) -> bool {
+        self.reclaim();
+        self.lacking(bytes) == 0
     }
 
     /// Gives back what dead processes had reserved or held in private pairs.

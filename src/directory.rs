@@ -211,6 +211,7 @@ impl Directory {
         }
         if let Some(pair) = Pair::find((stat.device, stat.inode)) {
             let same = wanted.matches(pair.index().header());
+            pair.index().spare();
             return Ok(if same { Found::Pair(pair) } else { Found::Unusable("another key has the same name".into()) });
         }
         let header = match index::read_header(index.as_fd(), &stat)? {

@@ -66,12 +66,13 @@ struct Candidate {
 /// What a look over the whole directory found. It serves for a while: with many files, looking costs more than evicting.
 #[derive(Debug, Default)]
 struct Plan {
-    made: Option<Instant>,
+    /// Until then it serves. Each candidate is looked at again before it goes.
+    serves_until: Option<Instant>,
     candidates: VecDeque<Candidate>,
 }
 
-/// How long a plan serves. Each candidate is looked at again before it goes.
-const PLAN_AGE: Duration = Duration::from_secs(3);
+/// A plan serves so many times as long as it took to make: looking then costs no more than this part of the time.
+const PLAN_SERVES: u32 = 20;
 
 impl Evictor {
     pub(crate) fn new(directory: Arc<Directory>) -> Evictor {
@@ -101,7 +102,7 @@ impl Evictor {
                 continue;
             }
             if let Some(pair) = self.directory.listed(&name).and_then(|listed| self.directory.open_listed(listed, PAIR_WAIT)) {
-                pair.index().doom();
+                pair.index().doom(); // after it was opened here, which spares it
                 if pair.pages().count() > 0 {
                     pair.discard(Run { first: 0, last: pair.pages().count() - 1 })?;
                 }
@@ -113,7 +114,7 @@ impl Evictor {
     /// Frees bytes, by rank.
     fn free(&self, budget: &Budget, bytes: u64) {
         let mut plan = self.plan.get().lock();
-        let old = plan.made.is_none_or(|made| made.elapsed() > PLAN_AGE);
+        let old = plan.serves_until.is_none_or(|until| Instant::now() > until);
         if old {
             *plan = self.survey();
         }
@@ -133,9 +134,15 @@ impl Evictor {
     fn follow(&self, plan: &mut Plan, budget: &Budget, bytes: u64) -> Dropped {
         let mut gone = Dropped::default();
         while gone.bytes < bytes && plan.candidates.front().is_some_and(|first| first.rank != Rank::Open) {
-            let Some(candidate) = plan.candidates.pop_front() else { break };
+            let Some(mut candidate) = plan.candidates.pop_front() else { break };
             let want = bytes - gone.bytes;
-            gone += self.give_up_closed(&candidate, budget, want).unwrap_or_else(|error| self.say(&error));
+            let given_up = self.give_up_closed(&candidate, budget, want).unwrap_or_else(|error| self.say(&error));
+            gone += given_up;
+            // One of which only a part was wanted is the next to go, still.
+            candidate.held = candidate.held.saturating_sub(given_up.bytes);
+            if given_up.bytes > 0 && candidate.held > 0 {
+                plan.candidates.push_front(candidate);
+            }
         }
         if gone.bytes >= bytes {
             return gone;
@@ -170,6 +177,7 @@ impl Evictor {
 
     /// All pairs, in the order in which they go.
     fn survey(&self) -> Plan {
+        let start = Instant::now();
         let mut newest: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
         let mut found: Vec<(Vec<u8>, u64, Candidate)> = Vec::new();
         for listed in self.directory.list() {
@@ -189,6 +197,7 @@ impl Evictor {
         };
         let mut candidates: Vec<Candidate> = found.into_iter().map(candidate).collect();
         candidates.sort_by_key(|candidate| (candidate.rank, candidate.used_at));
-        Plan { made: Some(Instant::now()), candidates: candidates.into() }
+        let serves_until = Instant::now() + start.elapsed() * PLAN_SERVES;
+        Plan { serves_until: Some(serves_until), candidates: candidates.into() }
     }
 }

@@ -5,7 +5,7 @@
 use crate::budget::Account;
 use crate::error::{Error, Result};
 use crate::fetch::Step;
-use crate::format::cost;
+use crate::format::{BLOCK, cost};
 use crate::log;
 use crate::mirror::Mirror;
 use crate::options::{Limits, WhenFull};
@@ -13,10 +13,15 @@ use crate::pair::copy_overlap;
 use crate::range::Intervals;
 use crate::stats::{Count, Counters};
 use crate::sync::{AtomicBool, Condvar, Mutex, Ordering};
+use crate::sys::file;
 use crate::sys::fork::PerProcess;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -28,6 +33,7 @@ pub(crate) struct Exact {
     here: PerProcess<Here>,
     make: Box<MakeMirror>,
     frozen: AtomicBool,
+    path: OnceLock<PathBuf>,
 }
 
 /// What this process has.
@@ -58,7 +64,7 @@ impl fmt::Debug for Exact {
 impl Exact {
     /// `make` makes the unnamed mirror of a process, when it is first needed there.
     pub(crate) fn new(size: u64, make: Box<MakeMirror>) -> Exact {
-        Exact { size, here: PerProcess::new(), make, frozen: AtomicBool::new(false) }
+        Exact { size, here: PerProcess::new(), make, frozen: AtomicBool::new(false), path: OnceLock::new() }
     }
 
     fn files(&self) -> Option<&(Mirror, Option<Account>)> {
@@ -67,6 +73,13 @@ impl Exact {
 
     pub(crate) fn mirror(&self) -> Option<&Mirror> {
         self.files().map(|(mirror, _)| mirror)
+    }
+
+    /// Where the mirror of the process that asks first can be opened.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        let mirror = self.mirror()?;
+        let path = || PathBuf::from(OsStr::from_bytes(file::descriptor_path(mirror.file().as_raw_fd()).as_bytes()));
+        Some(self.path.get_or_init(path))
     }
 
     /// From now on nothing is given up.
@@ -98,14 +111,16 @@ impl Exact {
         }
         let Some((mirror, account)) = self.files() else { return Ok(()) };
         let mut state = self.here.get().state.lock();
+        let region = range.start / BLOCK * BLOCK..range.end.next_multiple_of(BLOCK);
+        let before = blocks_in(&state.have, &region);
         state.have.remove(range.clone());
         state.drops += 1;
-        // Under the lock: nobody may put bytes there before the hole is made.
-        mirror.punch(range.clone())?;
-        // Blocks that lie in the range as a whole; of the others something may be left.
-        let whole = (range.end / 4096).saturating_sub(range.start.div_ceil(4096)) * 4096;
-        let bytes = if state.have.census().0 == 0 { state.held } else { whole.min(state.held) };
-        state.held -= bytes;
+        // Under the lock: nobody may put bytes there before the hole is made. It takes the blocks at its ends where nothing is left.
+        let first = if touches(&state.have, region.start) { range.start } else { region.start };
+        let end = if touches(&state.have, region.end - BLOCK) { range.end } else { region.end };
+        mirror.punch(first..end)?;
+        let bytes = (before - blocks_in(&state.have, &region)) * BLOCK;
+        state.held -= bytes.min(state.held);
         if let Some(account) = account {
             account.release(bytes);
         }
@@ -132,12 +147,17 @@ impl Exact {
             if in_file {
                 self.here.get().state.lock().held -= bytes;
             }
-            if last_try || limits.when_full == WhenFull::Stop {
+            if last_try {
                 return Ok(false);
             }
-            let made = limits.when_full == WhenFull::Evict
-                && in_file
-                && account.as_ref().is_some_and(|account| account.budget().make_room(bytes));
+            let made = in_file
+                && account.as_ref().is_some_and(|account| match limits.when_full {
+                    WhenFull::Evict => account.budget().make_room(bytes),
+                    WhenFull::Stop | WhenFull::Flush => account.budget().reclaim_for(bytes),
+                });
+            if !made && limits.when_full == WhenFull::Stop {
+                return Ok(false);
+            }
             if !made {
                 // There is no order of use within the file: it starts again.
                 self.discard(0..self.size)?;
@@ -155,6 +175,22 @@ impl Drop for Exact {
             }
         }
     }
+}
+
+/// Whether a byte of a block is there.
+fn touches(have: &Intervals, block: u64) -> bool {
+    have.next_from(block).is_some_and(|range| range.start < block + BLOCK)
+}
+
+/// The blocks of a region of which a byte is there.
+fn blocks_in(have: &Intervals, region: &Range<u64>) -> u64 {
+    let (mut blocks, mut from) = (0, region.start);
+    while let Some(range) = have.next_from(from).filter(|range| range.start < region.end) {
+        let first = (range.start / BLOCK * BLOCK).max(from);
+        from = range.end.next_multiple_of(BLOCK).min(region.end);
+        blocks += (from - first) / BLOCK;
+    }
+    blocks
 }
 
 /// A read in exact mode; driven as a [`crate::fetch::Miss`] is.
@@ -277,13 +313,17 @@ impl<'a> ExactRead<'a> {
         // Under the lock, so that a discard does not fall between the bytes and their entry.
         let mut state = here.state.lock();
         let written = mirror.write(&self.buffer, range.start);
+        let mut unused = bytes;
         if written.is_ok() {
+            // Blocks at the ends may have been there.
+            let region = range.start / BLOCK * BLOCK..range.end.next_multiple_of(BLOCK);
+            let before = blocks_in(&state.have, &region);
             state.have.insert(range.clone());
-        } else {
-            state.held -= bytes.min(state.held);
-            if let Some((_, Some(account))) = self.exact.files() {
-                account.release(bytes);
-            }
+            unused -= (blocks_in(&state.have, &region) - before) * BLOCK;
+        }
+        state.held -= unused.min(state.held);
+        if let Some((_, Some(account))) = self.exact.files() {
+            account.release(unused);
         }
         written.map(|()| true)
     }

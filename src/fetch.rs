@@ -446,10 +446,11 @@ impl<'a> Miss<'a> {
 
     fn make_room_in_directory(&self, bytes: u64) -> io::Result<bool> {
         let Some(account) = self.pair.account() else { return Ok(false) };
+        let budget = account.budget();
         match self.limits.when_full {
-            WhenFull::Stop => Ok(false),
-            WhenFull::Flush => self.flush(),
-            WhenFull::Evict => Ok(account.budget().make_room(bytes)),
+            WhenFull::Stop => Ok(budget.reclaim_for(bytes)),
+            WhenFull::Flush => Ok(budget.reclaim_for(bytes) || self.flush()?),
+            WhenFull::Evict => Ok(budget.make_room(bytes)),
         }
     }
 

@@ -145,7 +145,8 @@ impl File {
     pub fn data_path(&self) -> Option<&Path> {
         match &self.shared.near {
             Near::Paged(pair) => Some(pair.place().data.as_path()),
-            _ => None,
+            Near::Exact(exact) => exact.path(),
+            Near::Nowhere => None,
         }
     }
 
@@ -239,12 +240,13 @@ impl File {
                 let part = at..if window > at { window.min(end) } else { end.min(at + self.shared.limits.max_fetch) };
                 scratch.resize((part.end - part.start) as usize, 0);
                 self.read_at(&mut scratch, part.start)?;
-                if !self.extent(part.start)?.1 {
-                    return Ok(());
-                }
-                at = part.end;
+                let (kept_to, kept) = self.extent(part.start)?;
+                at = if kept { kept_to.min(part.end) } else { part.start };
                 if !progress(at - range.start, total) {
                     return Err(Error::Cancelled);
+                }
+                if at < part.end {
+                    return Ok(());
                 }
             }
             if cached {

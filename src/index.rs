@@ -196,7 +196,7 @@ impl Index {
 
     /// A later opener's part, as a member of the session: whether the mirror is the session's.
     pub(crate) fn join_session(&mut self, mirror: &Stat) -> bool {
-        self.set(AT_DOOMED, 0);
+        self.spare();
         self.count = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire) >> 1;
         self.opened_clean = self.map.word(AT_OPENED).load(Ordering::Acquire) == self.count << 1 | 1;
         self.map.word(AT_MIRROR_DEVICE).load(Ordering::Acquire) == mirror.device
@@ -269,6 +269,11 @@ impl Index {
     /// Removed while it is open: the last closer takes it away, unless someone opens it again before.
     pub(crate) fn doom(&self) {
         self.set(AT_DOOMED, 1);
+    }
+
+    /// Opened again: it stays.
+    pub(crate) fn spare(&self) {
+        self.set(AT_DOOMED, 0);
     }
 
     pub(crate) fn is_doomed(&self) -> bool {

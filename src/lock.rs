@@ -208,8 +208,16 @@ pub(crate) fn freeze(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option
     lock_within(description.as_fd(), Kind::Shared, FREEZE_LOCK, wait).map(|held| held.then_some(description))
 }
 
-/// The right to drop pages of an index, alone; `None` where they are frozen, or another is dropping.
+/// The right to drop pages of an index, alone; `None` where they are frozen, which is not waited for, or another is dropping.
 pub(crate) fn dropping(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<ChildCloses>> {
     let description = ChildCloses::open(|| file::reopen(index))?;
-    lock_within(description.as_fd(), Kind::Exclusive, FREEZE_LOCK, wait).map(|held| held.then_some(description))
+    let deadline = Instant::now() + wait;
+    while !try_lock(description.as_fd(), Kind::Exclusive, FREEZE_LOCK, 1)? {
+        let frozen = holder(description.as_fd(), FREEZE_LOCK, 1)?.is_some_and(|holder| holder.kind == Kind::Shared);
+        if frozen || Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(Some(description))
 }
