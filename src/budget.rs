@@ -6,7 +6,7 @@
 //! leaves the count too high, never too low; the first opener of the directory counts anew after an unclean end.
 
 use crate::control::{Control, DirectoryLock};
-use crate::format::{AT_CONTROL_DURABLE, AT_CONTROL_SESSION, AT_LIMIT, AT_USED, SLOT_LOCKS, SLOTS};
+use crate::format::{AT_CONTROL_DURABLE, AT_CONTROL_SESSION, AT_LIMIT, AT_RECOUNT, AT_USED, SLOT_LOCKS, SLOTS};
 use crate::lock::{CONTROL_SESSION, Entry};
 use crate::log;
 use crate::options::DEFAULT_WAIT;
@@ -82,8 +82,10 @@ impl Budget {
                     let (reserved, private) = control.slot(slot);
                     reserved.store(0, Ordering::Release);
                     private.store(0, Ordering::Release);
+                    control.slot_taken(slot).store(0, Ordering::Release);
                 }
                 control.word(AT_USED).store(census(), Ordering::Release);
+                control.word(AT_RECOUNT).store(0, Ordering::Release);
             }
             control.word(AT_CONTROL_SESSION).store(((before >> 1) + 1) << 1, Ordering::Release);
         }
@@ -185,7 +187,7 @@ impl Budget {
     pub(crate) fn reclaim(&self) {
         let holds = |slot: u64| {
             let (reserved, private) = self.control.slot(slot);
-            reserved.load(Ordering::Acquire) != 0 || private.load(Ordering::Acquire) != 0
+            [reserved, private, self.control.slot_taken(slot)].iter().any(|word| word.load(Ordering::Acquire) != 0)
         };
         for slot in (0..SLOTS).filter(|&slot| holds(slot)) {
             let Ok(description) = ChildCloses::open(|| self.control.reopen()) else { return };
@@ -195,8 +197,11 @@ impl Budget {
         }
     }
 
-    /// The caller has the slot's lock.
+    /// The caller has the slot's lock. A process that died with it may have been between two steps.
     fn empty(&self, slot: u64) {
+        if self.control.slot_taken(slot).swap(0, Ordering::AcqRel) != 0 {
+            self.control.word(AT_RECOUNT).store(1, Ordering::Release);
+        }
         let (reserved, private) = self.control.slot(slot);
         self.give_back(reserved.swap(0, Ordering::AcqRel).saturating_add(private.swap(0, Ordering::AcqRel)));
     }
@@ -206,7 +211,10 @@ impl Budget {
         let free = |slot: &u64| matches!(try_lock(description, Kind::Exclusive, SLOT_LOCKS + slot, 1), Ok(true));
         let found = (0..SLOTS).find(free);
         match found {
-            Some(slot) => self.empty(slot),
+            Some(slot) => {
+                self.empty(slot);
+                self.control.slot_taken(slot).store(1, Ordering::Release);
+            }
             None => log::warn(|| {
                 format!(
                     "all {SLOTS} slots of the cache directory are taken: what this process reserves is lost to the limit if it is killed"
@@ -234,13 +242,30 @@ impl Budget {
         slot.as_ref().map(|(slot, _)| *slot)
     }
 
+    /// Leaves this process's slots, with nothing in them but what private pairs hold that children still have.
+    fn leave_slots(&mut self) {
+        if let Some(slots) = self.slots.peek() {
+            let mine = [
+                slots.reserving.get().and_then(Option::as_ref).map(|mine| mine.0),
+                slots.private.get().and_then(Option::as_ref).map(|mine| mine.0),
+            ];
+            for slot in mine.into_iter().flatten() {
+                self.control.slot_taken(slot).store(0, Ordering::Release);
+            }
+        }
+        self.slots = PerProcess::new();
+    }
+
     fn leave(&mut self) -> io::Result<()> {
         let Some(session) = self.session.take() else { return Ok(()) };
         let fresh = self.control.reopen()?;
-        self.slots = PerProcess::new();
+        self.leave_slots();
         drop(session);
         let Some(_gate) = CONTROL_SESSION.is_deserted(fresh.as_fd(), DEFAULT_WAIT)? else { return Ok(()) };
         self.reclaim();
+        if self.control.word(AT_RECOUNT).load(Ordering::Acquire) != 0 {
+            return Ok(()); // stays unclean
+        }
         let word = self.control.word(AT_CONTROL_SESSION);
         let open = word.load(Ordering::Acquire);
         let changed = self.control.word(AT_CONTROL_DURABLE).load(Ordering::Acquire) == open;

@@ -90,6 +90,11 @@ impl Control {
         (self.map.word(at), self.map.word(at + 8))
     }
 
+    /// Not 0 while a process has the slot, and after it died with it.
+    pub(crate) fn slot_taken(&self, slot: u64) -> &AtomicU64 {
+        self.map.word(AT_SLOTS + slot * SLOT_LEN + 16)
+    }
+
     /// A description of its own, for a lock.
     pub(crate) fn reopen(&self) -> io::Result<OwnedFd> {
         file::reopen(self.file.as_fd())

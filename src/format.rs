@@ -13,7 +13,8 @@
 //!     40  page size            8                         4096  slots       1,024 × 64
 //!     48  mirror name         16                        69632  end
 //!     64  time of making, ns   8                           88  durable count       8
-//!    128  session             12 × 8  (below)           one slot: reserved 8, held by private pairs 8, zero 48
+//!                                                          96  to be recounted     8
+//!    128  session             12 × 8  (below)           one slot: reserved 8, held by private pairs 8, taken 8, zero 40
 //!    256  key, version
 //!   8192  beats, 1,024 × 4            bumped when pages of `page % 1024` move on; bit 0: someone sleeps
 //!  12288  words, 8 a page
@@ -104,6 +105,8 @@ pub(crate) const AT_USED: u64 = AT_LIMIT + 8;
 /// `count << 1 | clean`, as in an index.
 pub(crate) const AT_CONTROL_SESSION: u64 = AT_USED + 8;
 pub(crate) const AT_CONTROL_DURABLE: u64 = AT_CONTROL_SESSION + 8;
+/// Not 0: a process died that had a slot, so the count may be too high, and the next first opener counts anew.
+pub(crate) const AT_RECOUNT: u64 = AT_CONTROL_DURABLE + 8;
 pub(crate) const AT_COUNTERS: u64 = 128;
 pub(crate) const AT_SLOTS: u64 = 4096;
 pub(crate) const SLOTS: u64 = 1024;
@@ -411,7 +414,7 @@ mod tests {
         assert_eq!(bytes[8..16], [1, 0, 0, 0, 4, 3, 2, 1]);
         assert_eq!((AT_CRC, AT_KEY_LEN, AT_SIZE, AT_PAGE_SIZE, AT_MIRROR, AT_MADE), (16, 20, 32, 40, 48, 64));
         assert_eq!((AT_SESSION_WORD, AT_MIRROR_INODE, AT_DROPPING, AT_BEATS, AT_WORDS), (128, 168, 208, 8192, 12288));
-        assert_eq!((AT_LIMIT, AT_USED, AT_CONTROL_SESSION, AT_CONTROL_DURABLE, AT_COUNTERS), (64, 72, 80, 88, 128));
+        assert_eq!((AT_LIMIT, AT_USED, AT_CONTROL_SESSION, AT_CONTROL_DURABLE, AT_RECOUNT, AT_COUNTERS), (64, 72, 80, 88, 96, 128));
         assert_eq!((cost(&(0..1)), cost(&(4095..4097)), cost(&(8192..16384)), cost(&(5..5))), (4096, 8192, 8192, 0));
         assert_eq!((LOCK_BASE, SESSION_LOCK, CONTROL_LEN), (1 << 62, (1 << 62) - 1, 69632));
         assert_eq!(u32_at(&bytes, AT_CRC), Some(0x9be3_02cd));
