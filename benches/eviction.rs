@@ -208,7 +208,7 @@ fn main() {
     println!("passes over 800 of 1,000 after another hot set: {}", passes.join(" "));
 
     let dir = tempfile::tempdir().unwrap();
-    let (_cache, file) = open(dir.path(), 40_000, 20_000);
+    let (cache, file) = open(dir.path(), 40_000, 20_000);
     let start = Instant::now();
     replay(&file, &shuffled.iter().map(|page| page * 10).collect::<Vec<_>>()[..40_000]);
     let filling = start.elapsed();
@@ -217,8 +217,17 @@ fn main() {
         let start = Instant::now();
         let trace: Vec<usize> = (0..3).flat_map(|_| (20_000..40_000).collect::<Vec<_>>()).collect();
         replay(&file, &trace);
-        (start.elapsed(), _cache.stats().pages_evicted - before)
+        (start.elapsed(), cache.stats().pages_evicted - before)
     };
+    let (there, evicted_before) = (cache.stats().cached_pages, cache.stats().pages_evicted);
+    let start = Instant::now();
+    cache.trim(there * PAGE / 2).unwrap();
+    let trimming = start.elapsed();
+    let trimmed = cache.stats().pages_evicted - evicted_before;
+    println!(
+        "choosing and punching: {:.2} us a page, over {trimmed} pages given up at once",
+        trimming.as_secs_f64() * 1e6 / trimmed as f64
+    );
     println!(
         "a miss and its place in the limit: {:.1} us before it is full; {:.1} us a miss when {} of 60,000 made others go",
         filling.as_secs_f64() * 1e6 / 40_000.0,
