@@ -74,6 +74,26 @@ AT(nearfile_options, data_path, 56, 8);
 AT(nearfile_options, index_path, 64, 8);
 _Static_assert(sizeof(nearfile_options) == 72, "nearfile_options");
 
+AT(nearfile_entry, struct_size, 0, 8);
+AT(nearfile_entry, key, 8, 8);
+AT(nearfile_entry, version, 16, 8);
+AT(nearfile_entry, data_path, 24, 8);
+AT(nearfile_entry, index_path, 32, 8);
+AT(nearfile_entry, size, 40, 8);
+AT(nearfile_entry, page_size, 48, 8);
+AT(nearfile_entry, cached_pages, 56, 8);
+AT(nearfile_entry, cached_bytes, 64, 8);
+AT(nearfile_entry, open, 72, 4);
+AT(nearfile_entry, outdated, 76, 4);
+_Static_assert(sizeof(nearfile_entry) == 80, "nearfile_entry");
+
+AT(nearfile_range, offset, 0, 8);
+AT(nearfile_range, buf, 8, 8);
+AT(nearfile_range, len, 16, 8);
+AT(nearfile_range, out_len, 24, 8);
+AT(nearfile_range, out_status, 32, 4);
+_Static_assert(sizeof(nearfile_range) == 40, "nearfile_range");
+
 // ---- numbers, never changed and never reused --------------------------------------------------------------------------------
 
 _Static_assert(NEARFILE_OK == 0, "");
@@ -92,8 +112,9 @@ _Static_assert(NEARFILE_LOG_OFF == 0 && NEARFILE_LOG_ERROR == 1 && NEARFILE_LOG_
 _Static_assert(NEARFILE_LOG_INFO == 3 && NEARFILE_LOG_DEBUG == 4, "");
 _Static_assert(NEARFILE_SOURCE_FORK_SAFE == 1, "");
 _Static_assert(NEARFILE_SIZE_UNKNOWN == 0xFFFFFFFFFFFFFFFFu, "");
-_Static_assert(NEARFILE_PAGED == 0, "");
-_Static_assert(NEARFILE_VERIFY_ALWAYS == 4 && NEARFILE_TRUST_CLEAN == 8, "");
+_Static_assert(NEARFILE_FULL_EVICT == 0 && NEARFILE_FULL_STOP == 1 && NEARFILE_FULL_FLUSH == 2, "");
+_Static_assert(NEARFILE_PAGED == 0 && NEARFILE_EXACT == 1, "");
+_Static_assert(NEARFILE_FROZEN == 2 && NEARFILE_VERIFY_ALWAYS == 4 && NEARFILE_TRUST_CLEAN == 8, "");
 _Static_assert(NEARFILE_SEEK_SET == SEEK_SET && NEARFILE_SEEK_CUR == SEEK_CUR && NEARFILE_SEEK_END == SEEK_END, "");
 _Static_assert(NEARFILE_SEEK_SET == 0 && NEARFILE_SEEK_CUR == 1 && NEARFILE_SEEK_END == 2, "");
 
@@ -123,6 +144,17 @@ struct functions {
   int32_t (*extent)(const nearfile_file *, uint64_t, uint64_t *, int32_t *);
   int32_t (*discard)(const nearfile_file *, uint64_t, uint64_t);
   int32_t (*get_stats)(const nearfile_file *, nearfile_stats *);
+  int32_t (*cache_trim)(const nearfile_cache *, uint64_t);
+  int32_t (*cache_remove)(const nearfile_cache *, const char *);
+  int32_t (*cache_list)(const nearfile_cache *, int32_t (*)(void *, const nearfile_entry *), void *);
+  int32_t (*read_ranges)(const nearfile_file *, nearfile_range *, size_t, size_t);
+  int32_t (*prefetch)(const nearfile_file *, uint64_t, uint64_t, uint32_t, int32_t (*)(void *, uint64_t, uint64_t), void *);
+  int32_t (*freeze)(const nearfile_file *);
+  int32_t (*preserve)(const nearfile_file *, const char *);
+  int32_t (*pin_range)(const nearfile_file *, uint64_t, size_t, nearfile_pin **);
+  const void *(*pin_data)(const nearfile_pin *);
+  size_t (*pin_size)(const nearfile_pin *);
+  void (*pin_release)(nearfile_pin *);
 };
 
 static const struct functions functions = {
@@ -130,7 +162,9 @@ static const struct functions functions = {
     nearfile_set_log,   nearfile_cache_open,     nearfile_cache_close, nearfile_cache_get_stats, nearfile_open,
     nearfile_dup,       nearfile_close,          nearfile_size,        nearfile_page_size,       nearfile_data_path,
     nearfile_index_path, nearfile_read,          nearfile_seek,        nearfile_tell,            nearfile_pread,
-    nearfile_extent,    nearfile_discard,        nearfile_get_stats};
+    nearfile_extent,    nearfile_discard,        nearfile_get_stats,   nearfile_cache_trim,      nearfile_cache_remove,
+    nearfile_cache_list, nearfile_read_ranges,   nearfile_prefetch,    nearfile_freeze,          nearfile_preserve,
+    nearfile_pin_range, nearfile_pin_data,       nearfile_pin_size,    nearfile_pin_release};
 
 static void version_is_the_headers(void) {
   CHECK_EQ(functions.version(), NEARFILE_VERSION_MAJOR << 16 | NEARFILE_VERSION_MINOR << 8 | NEARFILE_VERSION_PATCH);
@@ -292,6 +326,33 @@ static void a_newer_program_works_or_is_refused(void) {
   far_free(far);
 }
 
+// Ranges of a newer program lie further apart; what is between them is not the library's.
+static void ranges_of_a_newer_program(void) {
+  enum { RANGES = 5, FURTHER = sizeof(nearfile_range) + 24 };
+  nearfile_cache *cache = nf_cache("cache", 4096, 0, 0);
+  far_file *far = far_new(SIZE, VERSION, 4096);
+  nearfile_file *file = nf_open_far(cache, far, FAR_AT, NULL);
+  unsigned char bufs[RANGES][300];
+  _Alignas(nearfile_range) char room[RANGES * FURTHER];
+  memset(room, 0x5A, sizeof room);
+  for (size_t i = 0; i < RANGES; i++) {
+    nearfile_range range = {.offset = i * 7000, .buf = bufs[i], .len = sizeof bufs[i], .out_len = 77, .out_status = 77};
+    memcpy(room + i * FURTHER, &range, sizeof range);
+  }
+  CHECK_EQ(nearfile_read_ranges(file, (nearfile_range *)room, RANGES, FURTHER), 0);
+  for (size_t i = 0; i < RANGES; i++) {
+    nearfile_range range;
+    memcpy(&range, room + i * FURTHER, sizeof range);
+    CHECK_EQ(range.out_status, 0);
+    CHECK_EQ(range.out_len, sizeof bufs[i]);
+    CHECK_BYTES(bufs[i], sizeof bufs[i], i * 7000, VERSION);
+    for (size_t at = sizeof range; at < FURTHER; at++) CHECK_EQ(room[i * FURTHER + at], 0x5A);
+  }
+  nearfile_close(file);
+  nearfile_cache_close(cache);
+  far_free(far);
+}
+
 // Tables and strings are copied at open: a program may reuse them at once.
 static void nothing_of_the_callers_is_kept(void) {
   char path[NF_PATH], key[] = "key", version[] = "version";
@@ -322,6 +383,7 @@ static void nothing_of_the_callers_is_kept(void) {
 
 int main(int argc, char **argv) {
   static const struct nf_case cases[] = {NF_CASE(version_is_the_headers), NF_CASE(an_older_program_works),
-                                         NF_CASE(a_newer_program_works_or_is_refused), NF_CASE(nothing_of_the_callers_is_kept)};
+                                         NF_CASE(a_newer_program_works_or_is_refused),
+                                         NF_CASE(ranges_of_a_newer_program), NF_CASE(nothing_of_the_callers_is_kept)};
   return nf_run(argc, argv, cases, sizeof cases / sizeof *cases);
 }

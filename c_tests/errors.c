@@ -69,6 +69,12 @@ static void tear_down(uint64_t releases) {
 
 // ---- handles, pointers, sizes of structs -----------------------------------------------------------------------------------
 
+static int32_t see_none(void *user_data, const nearfile_entry *entry) {
+  (void)user_data, (void)entry;
+  nf_fail(__FILE__, __LINE__, "a list that was refused shows something");
+  return 1;
+}
+
 static void null_handles_and_pointers(void) {
   set_up();
   char buf[10];
@@ -109,6 +115,42 @@ static void null_handles_and_pointers(void) {
   EXPECT_ARGUMENT(nearfile_discard(NULL, 0, 1));
   EXPECT_ARGUMENT(nearfile_get_stats(NULL, &stats));
   EXPECT_ARGUMENT(nearfile_get_stats(file, NULL));
+  nearfile_range range = {.offset = 0, .buf = buf, .len = sizeof buf}, bad = {.offset = 0, .buf = NULL, .len = 5};
+  nearfile_pin *pin = (nearfile_pin *)buf;
+  EXPECT_ARGUMENT(nearfile_cache_trim(NULL, 0));
+  EXPECT_ARGUMENT(nearfile_cache_remove(NULL, "key"));
+  EXPECT_ARGUMENT(nearfile_cache_remove(cache, NULL));
+  EXPECT_ARGUMENT(nearfile_cache_remove(cache, ""));
+  EXPECT_ARGUMENT(nearfile_cache_list(NULL, see_none, NULL));
+  EXPECT_ARGUMENT(nearfile_cache_list(cache, NULL, NULL));
+  EXPECT_ARGUMENT(nearfile_read_ranges(NULL, &range, 1, sizeof range));
+  EXPECT_ARGUMENT(nearfile_read_ranges(NULL, NULL, 0, sizeof range));
+  EXPECT_ARGUMENT(nearfile_read_ranges(file, NULL, 1, sizeof range));
+  EXPECT_ARGUMENT(nearfile_read_ranges(file, &bad, 1, sizeof bad));
+  CHECK(bad.out_status == NEARFILE_ERROR_ARGUMENT && bad.out_len == 0);
+  bad.buf = buf, bad.len = SIZE_MAX;
+  EXPECT_ARGUMENT(nearfile_read_ranges(file, &bad, 1, sizeof bad));
+  CHECK(bad.out_status == NEARFILE_ERROR_ARGUMENT && bad.out_len == 0);
+  static const size_t range_sizes[] = {0, 1, 8, sizeof range - 1, sizeof range + 1, sizeof range - 8, SIZE_MAX};
+  for (size_t i = 0; i < sizeof range_sizes / sizeof *range_sizes; i++) {
+    EXPECT_ARGUMENT(nearfile_read_ranges(file, &range, 1, range_sizes[i]));
+  }
+  CHECK_EQ(nearfile_read_ranges(file, NULL, 0, sizeof range), 0);
+  EXPECT_ARGUMENT(nearfile_prefetch(NULL, 0, 1, 0, NULL, NULL));
+  for (uint32_t bit = 1; bit != 0; bit <<= 1) EXPECT_ARGUMENT(nearfile_prefetch(file, 0, 1, bit, NULL, NULL));
+  CHECK_EQ(nearfile_prefetch(file, UINT64_MAX, UINT64_MAX, 0, NULL, NULL), 0);
+  EXPECT_ARGUMENT(nearfile_freeze(NULL));
+  EXPECT_ARGUMENT(nearfile_preserve(NULL, nf_path(path, "copy")));
+  EXPECT_ARGUMENT(nearfile_preserve(file, NULL));
+  EXPECT_ARGUMENT(nearfile_pin_range(NULL, 0, 1, &pin));
+  CHECK(pin == NULL);
+  EXPECT_ARGUMENT(nearfile_pin_range(file, 0, 1, NULL));
+  pin = (nearfile_pin *)buf;
+  EXPECT_ARGUMENT(nearfile_pin_range(file, 0, SIZE_MAX, &pin));
+  CHECK(pin == NULL);
+  CHECK(nearfile_pin_data(NULL) == NULL);
+  CHECK_EQ(nearfile_pin_size(NULL), 0);
+  nearfile_pin_release(NULL);
   CHECK(nearfile_data_path(NULL) == NULL);
   CHECK(nearfile_index_path(NULL) == NULL);
   nearfile_close(NULL);

@@ -381,6 +381,48 @@ static void preserve_never_overwrites(void) {
   far_free(far);
 }
 
+// Six processes preserve to one path at once: one of them does, and it is whole.
+static void one_of_many_preserves(void) {
+  enum { PROCESSES = 6 };
+  far_file *far = far_new(SIZE, VERSION, PAGE);
+  atomic_int *state = nf_shared(2 * sizeof *state);
+  char path[NF_PATH], out[NF_PATH];
+  for (int round = 0; round < 5; round++) {
+    char name[20];
+    snprintf(name, sizeof name, "%d", round);
+    size_t before = nf_enter(name);
+    nf_leave(nf_enter("out"));
+    nf_path(path, "out/copy");
+    atomic_store(&state[0], PROCESSES);
+    atomic_store(&state[1], 0);
+    pid_t children[PROCESSES];
+    for (int p = 0; p < PROCESSES; p++) {
+      children[p] = nf_fork(60);
+      if (children[p] != 0) continue;
+      nearfile_cache *cache = nf_cache("cache", PAGE, 0, 0);
+      nearfile_file *file = nf_open_far(cache, far, FAR_AT, p % 2 ? "file" : NULL);
+      CHECK_ALL(file, VERSION);
+      nf_meet(&state[0]);
+      int32_t status = nearfile_preserve(file, path);
+      CHECK(status == 0 || status == NEARFILE_ERROR_EXISTS);
+      if (status == 0) {
+        atomic_fetch_add(&state[1], 1);
+        check_preserved(path, PAGE, false);
+      }
+      nearfile_close(file);
+      nearfile_cache_close(cache);
+      nf_child_ends();
+    }
+    for (int p = 0; p < PROCESSES; p++) CHECK_CHILD(children[p]);
+    CHECK_EQ(state[1], 1);
+    CHECK_EQ(entries_in(nf_path(out, "out")), 2);
+    check_preserved(path, PAGE, false);
+    nf_leave(before);
+  }
+  munmap(state, 2 * sizeof *state);
+  far_free(far);
+}
+
 static void preserved_from_exact_mode(void) {
   far_file *far = far_new(SIZE, VERSION, PAGE);
   nearfile_cache *cache = nf_cache("cache", PAGE, 0, 0);
@@ -628,6 +670,37 @@ static void prefetch(void) {
   far_free(far);
 }
 
+// All processes prefetch the same: each page comes once.
+static void prefetch_is_shared(void) {
+  enum { PROCESSES = 4 };
+  far_file *far = far_new(SIZE, VERSION, PAGE);
+  far->delay_us = 300;
+  atomic_int *waiting = nf_shared(sizeof *waiting);
+  atomic_store(waiting, PROCESSES);
+  pid_t children[PROCESSES];
+  for (int p = 0; p < PROCESSES; p++) {
+    children[p] = nf_fork(60);
+    if (children[p] != 0) continue;
+    nearfile_cache *cache = nf_cache("cache", PAGE, 3 * PAGE, 0);
+    nearfile_file *file = nf_open_far(cache, far, (enum far_kind)p, "file");
+    struct progress heard = {.thread = pthread_self()};
+    nf_meet(waiting);
+    CHECK_EQ(nearfile_prefetch(file, 0, SIZE, 0, hear, &heard), 0);
+    CHECK(heard.last == SIZE && !heard.wrong);
+    CHECK_EQ(nf_walk(file), SIZE);
+    CHECK_EQ(nearfile_freeze(file), 0);
+    CHECK_ALL(file, VERSION);
+    nearfile_close(file);
+    nearfile_cache_close(cache);
+    nf_child_ends();
+  }
+  for (int p = 0; p < PROCESSES; p++) CHECK_CHILD(children[p]);
+  CHECK_ONCE(far);
+  CHECK_EQ(far->offences, 0);
+  munmap(waiting, sizeof *waiting);
+  far_free(far);
+}
+
 static int32_t gone_late(far_file *far, uint64_t offset, size_t len) {
   (void)far;
   return offset + len > 20 * PAGE ? 404 : 0;
@@ -868,6 +941,67 @@ static void the_list(void) {
   far_free(far);
 }
 
+// While others make, fill and remove them.
+static int32_t look_closer(void *user_data, const nearfile_entry *entry) {
+  int *count = user_data;
+  (*count)++;
+  CHECK(strncmp(entry->key, "key ", 4) == 0 && strlen(entry->key) == 5);
+  CHECK_EQ(entry->size, SIZE);
+  CHECK_EQ(entry->page_size, PAGE);
+  CHECK(entry->cached_bytes <= SIZE && entry->cached_pages <= PAGES + 1);
+  CHECK(entry->open <= 1 && entry->outdated <= 1);
+  return 0;
+}
+
+static void the_list_under_churn(void) {
+  far_file *far = far_new(SIZE, VERSION, PAGE);
+  atomic_int *stop = nf_shared(sizeof *stop);
+  pid_t children[2];
+  for (int p = 0; p < 2; p++) {
+    children[p] = nf_fork(60);
+    if (children[p] != 0) continue;
+    nearfile_cache *own = nf_cache("cache", PAGE, 0, 0);
+    uint64_t seed = (uint64_t)p;
+    while (atomic_load(stop) == 0 && nf_failures < 3) {
+      char key[6] = "key 0";
+      key[4] = (char)('0' + nf_below(&seed, 4));
+      nearfile_file *file = nf_open_far(own, far, FAR_AT, key);
+      CHECK_PREAD(file, 4 * PAGE, nf_below(&seed, SIZE), VERSION);
+      if (nf_below(&seed, 2) == 0) CHECK_EQ(nearfile_cache_remove(own, key), 0);
+      CHECK_PREAD(file, 4 * PAGE, nf_below(&seed, SIZE), VERSION);
+      nearfile_close(file);
+      if (nf_below(&seed, 4) == 0) CHECK_EQ(nearfile_cache_remove(own, key), 0);
+    }
+    nearfile_cache_close(own);
+    nf_child_ends();
+  }
+  nearfile_cache *cache = nf_cache("cache", PAGE, 0, 0);
+  int count = 0;
+  for (int64_t until = nf_now_ms() + 1000; nf_now_ms() < until && nf_failures < 3;) {
+    CHECK_EQ(nearfile_cache_list(cache, look_closer, &count), 0);
+    nf_cache_stats(cache);
+  }
+  CHECK(count > 20);
+  atomic_store(stop, 1);
+  for (int p = 0; p < 2; p++) CHECK_CHILD(children[p]);
+  // All of it can be removed: nothing stays behind.
+  for (int i = 0; i < 4; i++) {
+    char key[6] = "key 0";
+    key[4] = (char)('0' + i);
+    CHECK_EQ(nearfile_cache_remove(cache, key), 0);
+  }
+  char path[NF_PATH];
+  int files = 0;
+  nf_disk_use(nf_path(path, "cache"), ".data", &files);
+  CHECK_EQ(files, 0);
+  nf_disk_use(path, ".index", &files);
+  CHECK_EQ(files, 0);
+  CHECK_EQ(nf_cache_stats(cache).cached_bytes, 0);
+  nearfile_cache_close(cache);
+  munmap(stop, sizeof *stop);
+  far_free(far);
+}
+
 // ---- removal and trimming ------------------------------------------------------------------------------------------------------
 
 static int mirrors(void) {
@@ -928,8 +1062,23 @@ static void removal(void) {
   nearfile_close(file);
   CHECK_EQ(mirrors(), 1);
   CHECK_EQ(nf_cache_stats(cache).cached_bytes, SIZE);
-  // Opened again before the last close: it stays.
+  // Opened again before the last close, by another process and by this one: it stays.
   file = nf_open(cache, &source, "ke", "y1", SIZE, 0);
+  CHECK_EQ(nearfile_cache_remove(cache, "ke"), 0);
+  child = nf_fork(60);
+  if (child == 0) {
+    nearfile_cache *own = nf_cache("cache", PAGE, 0, 0);
+    nearfile_file *mine = nf_open(own, &source, "ke", "y1", SIZE, 0);
+    CHECK_ALL(mine, VERSION);
+    nearfile_close(mine);
+    nearfile_cache_close(own);
+    nf_child_ends();
+  }
+  CHECK_CHILD(child);
+  nearfile_close(file);
+  CHECK_EQ(mirrors(), 1);
+  file = nf_open(cache, &source, "ke", "y1", SIZE, 0);
+  CHECK_EQ(nf_walk(file), SIZE);
   CHECK_EQ(nearfile_cache_remove(cache, "ke"), 0);
   CHECK_EQ(nf_walk(file), 0);
   nearfile_file *again = nf_open(cache, &source, "ke", "y1", SIZE, 0);
@@ -998,9 +1147,10 @@ int main(int argc, char **argv) {
   static const struct nf_case cases[] = {NF_CASE(a_frozen_file), NF_CASE(frozen_by_another_process), NF_CASE(frozen_at_open),
                                          NF_CASE(preserved_on_the_disk), NF_CASE(preserved_on_tmpfs),
                                          NF_CASE(preserved_across_file_systems), NF_CASE(preserve_never_overwrites),
-                                         NF_CASE(preserved_from_exact_mode), NF_CASE(a_preserved_copy_under_churn),
+                                         NF_CASE(one_of_many_preserves), NF_CASE(preserved_from_exact_mode),
+                                         NF_CASE(a_preserved_copy_under_churn),
                                          NF_CASE(preserved_where_nothing_can_be_written), NF_CASE(damage_in_a_preserved_copy),
-                                         NF_CASE(prefetch), NF_CASE(prefetch_meets_limits_and_failures), NF_CASE(ranges),
-                                         NF_CASE(many_random_ranges), NF_CASE(the_list), NF_CASE(removal), NF_CASE(trimming)};
+                                         NF_CASE(prefetch), NF_CASE(prefetch_is_shared), NF_CASE(prefetch_meets_limits_and_failures), NF_CASE(ranges),
+                                         NF_CASE(many_random_ranges), NF_CASE(the_list), NF_CASE(the_list_under_churn), NF_CASE(removal), NF_CASE(trimming)};
   return nf_run(argc, argv, cases, sizeof cases / sizeof *cases);
 }
