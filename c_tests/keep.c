@@ -37,7 +37,9 @@ static int entries_in(const char *dir) {
   int count = 0;
   DIR *list = opendir(dir);
   MUST(list != NULL);
-  for (struct dirent *entry; (entry = readdir(list)) != NULL;) count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+  for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
+    count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+  }
   closedir(list);
   return count;
 }
@@ -1148,9 +1150,10 @@ int main(int argc, char **argv) {
                                          NF_CASE(preserved_on_the_disk), NF_CASE(preserved_on_tmpfs),
                                          NF_CASE(preserved_across_file_systems), NF_CASE(preserve_never_overwrites),
                                          NF_CASE(one_of_many_preserves), NF_CASE(preserved_from_exact_mode),
-                                         NF_CASE(a_preserved_copy_under_churn),
-                                         NF_CASE(preserved_where_nothing_can_be_written), NF_CASE(damage_in_a_preserved_copy),
-                                         NF_CASE(prefetch), NF_CASE(prefetch_is_shared), NF_CASE(prefetch_meets_limits_and_failures), NF_CASE(ranges),
-                                         NF_CASE(many_random_ranges), NF_CASE(the_list), NF_CASE(the_list_under_churn), NF_CASE(removal), NF_CASE(trimming)};
+                                         NF_CASE(a_preserved_copy_under_churn), NF_CASE(preserved_where_nothing_can_be_written),
+                                         NF_CASE(damage_in_a_preserved_copy), NF_CASE(prefetch), NF_CASE(prefetch_is_shared),
+                                         NF_CASE(prefetch_meets_limits_and_failures), NF_CASE(ranges),
+                                         NF_CASE(many_random_ranges), NF_CASE(the_list), NF_CASE(the_list_under_churn),
+                                         NF_CASE(removal), NF_CASE(trimming)};
   return nf_run(argc, argv, cases, sizeof cases / sizeof *cases);
 }

@@ -218,17 +218,17 @@ static void a_stopped_fetcher_is_passed_by(void) {
 
 // A slow source is not a stuck one: who waits counts from the holder's last progress.
 static int32_t trickle_read_at(void *connection, uint64_t offset, void *buf, size_t len, size_t *out_len) {
-  nf_sleep_us(40000);
+  nf_sleep_us(60000);
   return far_read_at(connection, offset, buf, len < PAGE / 16 ? len : PAGE / 16, out_len);
 }
 
 static void a_slow_fetcher_is_waited_for(void) {
-  far_file *far = far_new(PAGE, VERSION, PAGE);  // one page in 16 parts: 640 ms, and wait_ms is 250
+  far_file *far = far_new(PAGE, VERSION, PAGE);  // one page in 16 parts: 960 ms, and wait_ms is 500
   pid_t children[3];
   for (int i = 0; i < 3; i++) {
     children[i] = nf_fork(60);
     if (children[i] != 0) continue;
-    nearfile_cache *cache = nf_cache("cache", PAGE, 0, 250);
+    nearfile_cache *cache = nf_cache("cache", PAGE, 0, 500);
     nearfile_source source = far_source(far, FAR_AT);
     source.read_at = trickle_read_at;
     nearfile_file *file = nf_open(cache, &source, "slow", NULL, far->size, 0);

@@ -577,7 +577,7 @@ static void reading_itself_is_refused(void) {
       CHECK_EQ(nf_last_error().source_code, 77);
       CHECK_EQ(inner.got, NEARFILE_ERROR_ARGUMENT);
       CHECK_EQ(inner.calls, 1);
-      CHECK(nf_now_ms() - began < 1000);
+      CHECK(nf_now_ms() - began < 5000);  // half of wait_ms
       CHECK_EQ(nf_walk(file), 0);
       far->hook = NULL;
       CHECK_ALL(file, VERSION);

@@ -200,7 +200,7 @@ impl Budget {
     /// The caller has the slot's lock. A process that died with it may have been between two steps.
     fn empty(&self, slot: u64) {
         if self.control.slot_taken(slot).swap(0, Ordering::AcqRel) != 0 {
-            self.control.word(AT_RECOUNT).store(1, Ordering::Release);
+            self.recount_later();
         }
         let (reserved, private) = self.control.slot(slot);
         self.give_back(reserved.swap(0, Ordering::AcqRel).saturating_add(private.swap(0, Ordering::AcqRel)));
@@ -240,6 +240,11 @@ impl Budget {
         };
         let slot = self.slots.get().private.get_or_init(find);
         slot.as_ref().map(|(slot, _)| *slot)
+    }
+
+    /// The count may be too high: the next first opener counts anew.
+    pub(crate) fn recount_later(&self) {
+        self.control.word(AT_RECOUNT).store(1, Ordering::Release);
     }
 
     /// Leaves this process's slots, with nothing in them but what private pairs hold that children still have.

@@ -194,7 +194,11 @@ impl Directory {
             match found {
                 Found::Again => {}
                 Found::Damaged(what) => self.replace(fd, control, name, wanted, what, wait)?,
-                found => return Ok(found),
+                Found::Pair(pair) => {
+                    pair.index().spare(); // wanted again, should it have been removed while open
+                    return Ok(Found::Pair(pair));
+                }
+                unusable => return Ok(unusable),
             }
         }
         Ok(Found::Again)
@@ -211,7 +215,6 @@ impl Directory {
         }
         if let Some(pair) = Pair::find((stat.device, stat.inode)) {
             let same = wanted.matches(pair.index().header());
-            pair.index().spare();
             return Ok(if same { Found::Pair(pair) } else { Found::Unusable("another key has the same name".into()) });
         }
         let header = match index::read_header(index.as_fd(), &stat)? {
@@ -294,6 +297,9 @@ impl Directory {
                 }
                 let _ = file::unlink_at(dir, &data_name);
             }
+        }
+        if let Some(shared) = &self.shared {
+            shared.budget.recount_later(); // what it held can no longer be told
         }
         log::warn(|| format!("{}: {what}: replaced", self.place_of(name).display()));
         file::unlink_at(dir, name)
@@ -391,7 +397,9 @@ fn listed(dir: BorrowedFd<'_>, name: CString) -> io::Result<Option<Listed>> {
     if unfit(&stat).is_some() {
         return Ok(None);
     }
-    Ok(index::read_header(index.as_fd(), &stat)?.ok().map(|header| Listed { name, header, index }))
+    // A pair at paths of a program's own, whose mirror has no name here, is nobody's to give up.
+    let header = index::read_header(index.as_fd(), &stat)?.ok().filter(|header| header.mirror != [0; 16]);
+    Ok(header.map(|header| Listed { name, header, index }))
 }
 
 /// Removes what a maker that was killed left behind: empty mirrors without an index, and indexes that never got their names. Anything

@@ -33,7 +33,6 @@ pub(crate) struct Exact {
     here: PerProcess<Here>,
     make: Box<MakeMirror>,
     frozen: AtomicBool,
-    path: OnceLock<PathBuf>,
 }
 
 /// What this process has.
@@ -42,6 +41,7 @@ struct Here {
     state: Mutex<State>,
     moved: Condvar,
     files: OnceLock<Option<(Mirror, Option<Account>)>>,
+    path: OnceLock<PathBuf>,
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ impl fmt::Debug for Exact {
 impl Exact {
     /// `make` makes the unnamed mirror of a process, when it is first needed there.
     pub(crate) fn new(size: u64, make: Box<MakeMirror>) -> Exact {
-        Exact { size, here: PerProcess::new(), make, frozen: AtomicBool::new(false), path: OnceLock::new() }
+        Exact { size, here: PerProcess::new(), make, frozen: AtomicBool::new(false) }
     }
 
     fn files(&self) -> Option<&(Mirror, Option<Account>)> {
@@ -75,11 +75,11 @@ impl Exact {
         self.files().map(|(mirror, _)| mirror)
     }
 
-    /// Where the mirror of the process that asks first can be opened.
+    /// Where this process's mirror can be opened.
     pub(crate) fn path(&self) -> Option<&Path> {
         let mirror = self.mirror()?;
         let path = || PathBuf::from(OsStr::from_bytes(file::descriptor_path(mirror.file().as_raw_fd()).as_bytes()));
-        Some(self.path.get_or_init(path))
+        Some(self.here.get().path.get_or_init(path))
     }
 
     /// From now on nothing is given up.

@@ -72,6 +72,7 @@ struct Pieces<'a> {
 #[derive(Clone, Copy)]
 struct Waiting {
     page: u64,
+    first: Instant,
     seen: u32,
     since: Instant,
     pause: Duration,
@@ -81,6 +82,8 @@ struct Waiting {
 const REFUSALS: u32 = 4;
 /// Pages stored with one write, bytes: what stays in the CPU's cache between checksum and copy.
 const GROUP: u64 = 1 << 20;
+/// A wait ends after so many times `wait` even if the page's beat moves: other pages have the same one.
+const LONGEST_WAIT: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
@@ -571,12 +574,12 @@ impl<'a> Miss<'a> {
         let now = Instant::now();
         let mut waiting = match self.waiting {
             Some(waiting) if waiting.page == page && waiting.seen == seen => waiting,
-            Some(waiting) if waiting.page == page => Waiting { page, seen, since: now, pause: FIRST_PAUSE },
+            Some(waiting) if waiting.page == page => Waiting { seen, since: now, pause: FIRST_PAUSE, ..waiting },
             _ if bypass.is_stuck(page) => return false,
-            _ => Waiting { page, seen, since: now, pause: FIRST_PAUSE },
+            _ => Waiting { page, first: now, seen, since: now, pause: FIRST_PAUSE },
         };
         let waited = now - waiting.since;
-        if waited >= self.limits.wait {
+        if waited >= self.limits.wait || now - waiting.first >= self.limits.wait * LONGEST_WAIT {
             let (path, time) = (&self.pair.place().data, self.limits.wait);
             log::warn(|| {
                 format!("{}: page {page} has been held without progress for {time:?}: read from the source", path.display())

@@ -14,7 +14,7 @@
 //!     48  mirror name         16                        69632  end
 //!     64  time of making, ns   8                           88  durable count       8
 //!                                                          96  to be recounted     8
-//!    128  session             12 × 8  (below)           one slot: reserved 8, held by private pairs 8, taken 8, zero 40
+//!    128  session             13 × 8  (below)           one slot: reserved 8, held by private pairs 8, taken 8, zero 40
 //!    256  key, version
 //!   8192  beats, 1,024 × 4            bumped when pages of `page % 1024` move on; bit 0: someone sleeps
 //!  12288  words, 8 a page
@@ -72,6 +72,8 @@ pub(crate) const AT_USED_AT: u64 = AT_HAND + 8;
 pub(crate) const AT_DOOMED: u64 = AT_USED_AT + 8;
 /// The pages that the holder of the freeze lock is dropping, first and last + 1; 0 and 0: none.
 pub(crate) const AT_DROPPING: u64 = AT_DOOMED + 8;
+/// The number of the first session since the last that did not end well: what was filled or compared in one since then was synced.
+pub(crate) const AT_SOUND_SINCE: u64 = AT_DROPPING + 16;
 const AT_STRINGS: usize = 256;
 /// As much of a header as there can be.
 pub(crate) const HEADER_LEN: usize = 8192;
@@ -79,7 +81,7 @@ pub(crate) const AT_BEATS: u64 = HEADER_LEN as u64;
 pub(crate) const BEATS: u64 = 1024;
 pub(crate) const AT_WORDS: u64 = AT_BEATS + 4 * BEATS;
 
-const _: () = assert!(FIXED_END <= AT_SESSION && AT_DROPPING as usize + 16 <= AT_STRINGS);
+const _: () = assert!(FIXED_END <= AT_SESSION && AT_SOUND_SINCE as usize + 8 <= AT_STRINGS);
 const _: () = assert!(AT_STRINGS + MAX_KEY + MAX_VERSION <= HEADER_LEN && AT_WORDS % 4096 == 0);
 
 // Lock bytes of an index. They lie past any data; `LOCK_BASE + i` is page i.
@@ -386,6 +388,11 @@ pub(crate) fn epoch_of(count: u64) -> u16 {
     1 + (count % EPOCHS) as u16
 }
 
+/// Whether words of an epoch come from session `since` or a later one before session `count`, all words of earlier rounds being swept.
+pub(crate) fn is_since(epoch: u16, since: u64, count: u64) -> bool {
+    epoch != 0 && (since / EPOCHS < count / EPOCHS || epoch >= epoch_of(since))
+}
+
 /// Whether the n-th session is the first of a new round of epochs, before which every word must be swept.
 pub(crate) fn begins_a_round(count: u64) -> bool {
     count % EPOCHS == 0
@@ -413,7 +420,7 @@ mod tests {
         assert_eq!(&bytes[..8], b"nearfile");
         assert_eq!(bytes[8..16], [1, 0, 0, 0, 4, 3, 2, 1]);
         assert_eq!((AT_CRC, AT_KEY_LEN, AT_SIZE, AT_PAGE_SIZE, AT_MIRROR, AT_MADE), (16, 20, 32, 40, 48, 64));
-        assert_eq!((AT_SESSION_WORD, AT_MIRROR_INODE, AT_DROPPING, AT_BEATS, AT_WORDS), (128, 168, 208, 8192, 12288));
+        assert_eq!((AT_SESSION_WORD, AT_MIRROR_INODE, AT_SOUND_SINCE, AT_BEATS, AT_WORDS), (128, 168, 224, 8192, 12288));
         assert_eq!((AT_LIMIT, AT_USED, AT_CONTROL_SESSION, AT_CONTROL_DURABLE, AT_RECOUNT, AT_COUNTERS), (64, 72, 80, 88, 96, 128));
         assert_eq!((cost(&(0..1)), cost(&(4095..4097)), cost(&(8192..16384)), cost(&(5..5))), (4096, 8192, 8192, 0));
         assert_eq!((LOCK_BASE, SESSION_LOCK, CONTROL_LEN), (1 << 62, (1 << 62) - 1, 69632));
@@ -472,6 +479,7 @@ mod tests {
         assert_eq!(epoch_of(0), 1);
         assert_eq!(epoch_of(EPOCHS - 1), 16383);
         assert_eq!(epoch_of(EPOCHS), 1);
+        assert!(is_since(5, 4, 9) && is_since(5, 3, EPOCHS + 9) && !is_since(4, 4, 9) && !is_since(0, 4, EPOCHS + 9));
         assert!(begins_a_round(0) && begins_a_round(EPOCHS) && !begins_a_round(EPOCHS - 1));
     }
 }

@@ -17,8 +17,8 @@
 
 use crate::format::{
     AT_BEATS, AT_DIRTY, AT_DOOMED, AT_DROPPING, AT_DURABLE, AT_HAND, AT_HELD, AT_MIRROR_DEVICE, AT_MIRROR_INODE, AT_OPENED,
-    AT_SESSION_WORD, AT_USED_AT, AT_WORDS, BEATS, HEADER_LEN, Header, State, Unreadable, Word, begins_a_round, cost, epoch_of,
-    index_len, recency_of, word_offset,
+    AT_SESSION_WORD, AT_SOUND_SINCE, AT_USED_AT, AT_WORDS, BEATS, HEADER_LEN, Header, State, Unreadable, Word, begins_a_round,
+    cost, epoch_of, index_len, is_since, recency_of, word_offset,
 };
 use crate::range::{Pages, Run};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
@@ -90,6 +90,7 @@ pub(crate) fn write_new(file: BorrowedFd<'_>, header: &Header) -> io::Result<()>
     session(AT_SESSION_WORD, 1 << 1);
     session(AT_OPENED, 1 << 1);
     session(AT_DURABLE, 1);
+    session(AT_SOUND_SINCE, 1);
     file::set_len(file, index_len(pages.count()))?;
     file::write_at(file, &bytes, 0)
 }
@@ -147,8 +148,11 @@ impl Index {
         epoch_of(self.count)
     }
 
-    pub(crate) fn opened_clean(&self) -> bool {
-        self.opened_clean
+    /// Whether a page can be trusted without comparing it: the session was opened clean, and the page was filled or compared in one
+    /// that ended well, with none since that did not.
+    pub(crate) fn is_sound(&self, word: Word) -> bool {
+        let since = self.map.word(AT_SOUND_SINCE).load(Ordering::Acquire);
+        self.opened_clean && word.epoch() != self.epoch() && is_since(word.epoch(), since, self.count)
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -179,8 +183,11 @@ impl Index {
             self.sweep()?;
         }
         self.record_mirror(mirror);
-        self.set(AT_DOOMED, 0);
+        self.spare(); // whoever was to take it away did not come to it
         self.set(AT_USED_AT, now());
+        if !opened_clean {
+            self.set(AT_SOUND_SINCE, count);
+        }
         self.map.word(AT_OPENED).store(count << 1 | u64::from(opened_clean), Ordering::Release);
         self.map.word(AT_SESSION_WORD).store(count << 1, Ordering::Release);
         (self.count, self.opened_clean) = (count, opened_clean);
@@ -196,7 +203,6 @@ impl Index {
 
     /// A later opener's part, as a member of the session: whether the mirror is the session's.
     pub(crate) fn join_session(&mut self, mirror: &Stat) -> bool {
-        self.spare();
         self.count = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire) >> 1;
         self.opened_clean = self.map.word(AT_OPENED).load(Ordering::Acquire) == self.count << 1 | 1;
         self.map.word(AT_MIRROR_DEVICE).load(Ordering::Acquire) == mirror.device
@@ -277,7 +283,8 @@ impl Index {
     }
 
     pub(crate) fn is_doomed(&self) -> bool {
-        self.map.word(AT_DOOMED).load(Ordering::Acquire) != 0
+        // A pair at paths of a program's own is never taken away.
+        self.header.mirror != [0; 16] && self.map.word(AT_DOOMED).load(Ordering::Acquire) != 0
     }
 
     // ---- what the pages hold, and how useful they are ----
@@ -291,6 +298,11 @@ impl Index {
     pub(crate) fn hold(&self, bytes: u64, limit: u64) -> bool {
         let fits = |held: u64| held.checked_add(bytes).filter(|&sum| limit == 0 || sum <= limit);
         self.map.word(AT_HELD).fetch_update(Ordering::SeqCst, Ordering::Acquire, fits).is_ok()
+    }
+
+    /// Takes all that is held: whoever comes second gets nothing.
+    pub(crate) fn take_held(&self) -> u64 {
+        self.map.word(AT_HELD).swap(0, Ordering::AcqRel)
     }
 
     pub(crate) fn let_go(&self, bytes: u64) {

@@ -34,6 +34,8 @@ pub(crate) struct PageLock<'a> {
     locks: &'a PageLocks,
     description: Option<ChildCloses>,
     run: Run,
+    /// What may still be locked after the run, should letting go of it have failed.
+    locked_to: u64,
 }
 
 impl PageLocks {
@@ -48,7 +50,7 @@ impl PageLocks {
             Some(description) => description,
             None => ChildCloses::open(|| file::reopen(index))?,
         };
-        let mut lock = PageLock { locks: self, description: Some(description), run };
+        let mut lock = PageLock { locks: self, description: Some(description), run, locked_to: run.last };
         let mut last = run.last;
         // Each round ends nearer to the first page, or finds that the holder has gone meanwhile.
         for _ in 0..64 {
@@ -90,7 +92,7 @@ impl PageLock<'_> {
 
     fn take(&mut self, run: Run) -> io::Result<bool> {
         let Some(description) = &self.description else { return Ok(false) };
-        self.run = run;
+        (self.run, self.locked_to) = (run, run.last);
         try_lock(description.as_fd(), Kind::Exclusive, LOCK_BASE + run.first, run.count())
     }
 
@@ -106,7 +108,9 @@ impl PageLock<'_> {
         if last < self.run.last {
             if let Some(description) = &self.description {
                 // An error leaves them locked until the whole lock goes: others wait a little longer.
-                let _ = unlock(description.as_fd(), LOCK_BASE + last + 1, self.run.last - last);
+                if unlock(description.as_fd(), LOCK_BASE + last + 1, self.run.last - last).is_ok() {
+                    self.locked_to = last;
+                }
             }
             self.run.last = last;
         }
@@ -126,7 +130,7 @@ impl PageLock<'_> {
 impl Drop for PageLock<'_> {
     fn drop(&mut self) {
         let Some(description) = &self.description else { return };
-        if unlock(description.as_fd(), LOCK_BASE + self.run.first, self.run.count()).is_ok() {
+        if unlock(description.as_fd(), LOCK_BASE + self.run.first, self.locked_to - self.run.first + 1).is_ok() {
             self.give_back();
         } // else the description is closed, which unlocks too
     }

@@ -1,20 +1,21 @@
 //! The sparse data file: byte n of the remote file is byte n of the mirror. Written by `pwrite` only, read by `pread`.
 
+use crate::sync::{AtomicU32, Ordering};
 use crate::sys::file;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 
 #[derive(Debug)]
 pub(crate) struct Mirror {
     file: OwnedFd,
-    can_punch: OnceLock<bool>,
+    /// 0: not known yet, 1: no, 2: yes. No lock: a child may be forked while another thread finds out.
+    can_punch: AtomicU32,
 }
 
 impl Mirror {
     pub(crate) fn new(file: OwnedFd) -> Mirror {
-        Mirror { file, can_punch: OnceLock::new() }
+        Mirror { file, can_punch: AtomicU32::new(0) }
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
@@ -32,10 +33,12 @@ impl Mirror {
 
     /// Whether the file system can give back parts of a file; asked once, past the end, where it changes nothing.
     pub(crate) fn can_punch(&self) -> bool {
-        *self.can_punch.get_or_init(|| {
+        if self.can_punch.load(Ordering::Relaxed) == 0 {
             let past_the_end = file::stat(self.file()).map_or(0, |stat| stat.size.next_multiple_of(4096));
-            file::punch(self.file(), past_the_end..past_the_end + 4096).is_ok()
-        })
+            let can = file::punch(self.file(), past_the_end..past_the_end + 4096).is_ok();
+            self.can_punch.store(if can { 2 } else { 1 }, Ordering::Relaxed);
+        }
+        self.can_punch.load(Ordering::Relaxed) == 2
     }
 
     /// Gives the space of a range back. The page words already say absent.

@@ -226,8 +226,7 @@ impl Pair {
     /// Whether a present page may be served without comparing it.
     pub(crate) fn stands(&self, word: Word, trust: Trust) -> bool {
         let mine = word.epoch() == self.index.epoch();
-        (mine && word.state() == State::Verified && !trust.never)
-            || (trust.clean && !trust.never && !mine && self.index.opened_clean())
+        (mine && word.state() == State::Verified && !trust.never) || (trust.clean && !trust.never && self.index.is_sound(word))
     }
 
     /// Compares a page with its checksum, copying what is wanted of it on the way: what is given is what was compared.
@@ -467,7 +466,7 @@ impl Pair {
         self.index.leave_session(fresh);
         let Some(_gate) = INDEX_SESSION.is_deserted(self.index.file(), DEFAULT_WAIT)? else { return Ok(()) };
         if !self.index.is_lasting() {
-            self.release_all(self.index.held());
+            self.release_all(self.index.take_held());
             return Ok(());
         }
         if file::stat(self.index.file())?.links == 0 {

@@ -89,23 +89,34 @@ struct Lease<'a> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        let connection = self.connection.take();
-        let mut state = self.connections.state.lock();
-        let gone = match connection {
-            Some(connection) if self.ended_well => {
-                state.idle.push(connection);
-                None
+        match self.connection.take() {
+            Some(connection) if self.ended_well => self.connections.change(|state| state.idle.push(connection)),
+            gone => {
+                // Counted until it is closed, which may take a while, or throw.
+                let _counted = Closing(self.connections);
+                drop(gone);
             }
-            other => {
-                state.open -= 1;
-                other
-            }
-        };
-        if state.waiting > 0 {
-            self.connections.freed.notify_one();
         }
-        drop(state);
-        drop(gone); // closes, which may take a while or throw
+    }
+}
+
+/// A connection that is being closed.
+struct Closing<'a>(&'a Connections);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.open -= 1);
+    }
+}
+
+impl Connections {
+    /// Changes the state so that one who waits for a connection may go on.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock();
+        change(&mut state);
+        if state.waiting > 0 {
+            self.freed.notify_one();
+        }
     }
 }
 

@@ -10,12 +10,35 @@ import sys
 from ctypes import byref
 from operator import index
 from types import TracebackType
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
 from weakref import WeakSet
 
 from . import _library as c
 from . import _source
 from ._file import Again, File, Stats, open_files, stats_of
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    class Options(TypedDict, total=False):
+        """What `Cache.open` takes beside the source."""
+
+        key: Union[None, str, bytes]
+        version: Union[str, bytes]
+        size: Optional[int]
+        page_size: int
+        size_limit: int
+        exact: bool
+        frozen: bool
+        verify_always: bool
+        trust_clean: bool
+        data_path: "Optional[Path]"
+        index_path: "Optional[Path]"
+        reopen: Optional[Callable[[], Any]]
+        close_source: bool
+        fork_safe: bool
+        max_connections: int
+
 
 Path = Union[str, "os.PathLike[str]"]
 _open_caches: "WeakSet[Cache]" = WeakSet()
@@ -311,7 +334,7 @@ def shared_cache(dir: Path, **options: Any) -> Cache:
     return cache
 
 
-def open(source: Any = None, *, cache: Union[None, Cache, Path] = None, **options: Any) -> File:
+def open(source: Any = None, *, cache: Union[None, Cache, Path] = None, **options: Unpack[Options]) -> File:
     """Opens the near copy of a remote file, as `Cache.open` does, whose options these are.
 
     cache: a Cache; or the path of its directory; None: the default directory. Caches opened here stay open to the end of the process.

@@ -176,15 +176,23 @@ LIST = CFUNCTYPE(c_int32, c_void_p, POINTER(CEntry))
 # ---- functions ----
 
 
-def _declare(name: str, restype: Any, *argtypes: Any) -> Callable[..., Any]:
+def _declare(name: str, restype: Any, *argtypes: Any, library: ctypes.CDLL = LIBRARY) -> Callable[..., Any]:
     """A function of the library. Calls release the GIL."""
     try:
-        function = LIBRARY[name]
+        function = library[name]
     except AttributeError:
         raise ImportError(f"nearfile: {LIBRARY._name!r} has no {name}: it is an older one") from None
     function.restype = restype
     function.argtypes = argtypes
     return function
+
+
+def _declare_short(name: str, restype: Any, *argtypes: Any) -> Callable[..., Any]:
+    """A function that never waits and calls nothing: it keeps the GIL, which a busy thread would not give back for milliseconds."""
+    return _declare(name, restype, *argtypes, library=_SHORT)
+
+
+_SHORT = ctypes.PyDLL(LIBRARY._name, handle=LIBRARY._handle)
 
 
 # ---- handles ----
@@ -219,9 +227,9 @@ class FileHandle(_Handle):
 # ctypes converts an int to a pointer faster than to a 64-bit number. Callers look at the range: it is cut silently.
 _word: Any = c_void_p if ctypes.sizeof(c_void_p) == 8 else c_uint64
 _out = POINTER(c_void_p)
-version_string = _declare("nearfile_version_string", c_char_p)
-status_name = _declare("nearfile_status_name", c_char_p, c_int32)
-last_error = _declare("nearfile_last_error", c_int32, POINTER(CError))
+version_string = _declare_short("nearfile_version_string", c_char_p)
+status_name = _declare_short("nearfile_status_name", c_char_p, c_int32)
+last_error = _declare_short("nearfile_last_error", c_int32, POINTER(CError))
 cache_open = _declare("nearfile_cache_open", c_int32, c_char_p, POINTER(CCacheOptions), _out)
 cache_close = _declare("nearfile_cache_close", None, CacheHandle)
 cache_get_stats = _declare("nearfile_cache_get_stats", c_int32, CacheHandle, POINTER(CStats))
@@ -231,13 +239,13 @@ cache_list = _declare("nearfile_cache_list", c_int32, CacheHandle, LIST, c_void_
 file_open = _declare("nearfile_open", c_int32, CacheHandle, POINTER(CSource), POINTER(COptions), _out)
 file_dup = _declare("nearfile_dup", c_int32, FileHandle, _out)
 file_close = _declare("nearfile_close", None, FileHandle)
-size = _declare("nearfile_size", c_int64, FileHandle)
-page_size = _declare("nearfile_page_size", c_int64, FileHandle)
-data_path = _declare("nearfile_data_path", c_char_p, FileHandle)
-index_path = _declare("nearfile_index_path", c_char_p, FileHandle)
+size = _declare_short("nearfile_size", c_int64, FileHandle)
+page_size = _declare_short("nearfile_page_size", c_int64, FileHandle)
+data_path = _declare_short("nearfile_data_path", c_char_p, FileHandle)
+index_path = _declare_short("nearfile_index_path", c_char_p, FileHandle)
 read = _declare("nearfile_read", c_int64, FileHandle, c_void_p, c_void_p)
-seek = _declare("nearfile_seek", c_int64, FileHandle, _word, c_int32)
-tell = _declare("nearfile_tell", c_int64, FileHandle)
+seek = _declare_short("nearfile_seek", c_int64, FileHandle, _word, c_int32)
+tell = _declare_short("nearfile_tell", c_int64, FileHandle)
 pread = _declare("nearfile_pread", c_int64, FileHandle, c_void_p, c_void_p, _word)
 read_ranges = _declare("nearfile_read_ranges", c_int32, FileHandle, POINTER(CRange), c_size_t, c_size_t)
 prefetch = _declare("nearfile_prefetch", c_int32, FileHandle, c_uint64, c_uint64, c_uint32, PROGRESS, c_void_p)

@@ -220,6 +220,8 @@ def _regular_descriptor(file: Any) -> Optional[int]:
     raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
     if type(raw) is not io.FileIO or raw.closed or not raw.readable():
         return None
+    if file.writable():
+        file.flush()
     fd = raw.fileno()
     return fd if stat.S_ISREG(os.fstat(fd).st_mode) else None
 

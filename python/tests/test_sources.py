@@ -114,6 +114,11 @@ def test_the_programs_file_object_is_left_alone(cache, tmp_path):
         source.close()
         os.unlink(path)
         assert file.read() == DATA
+    # What the program has written is read, flushed or not.
+    with open(path, "w+b") as both:
+        both.write(b"1234567890")
+        with cache.open(both) as file:
+            assert file.read() == b"1234567890"
     # A subclass may read differently: what it reads is what counts.
     path.write_bytes(b"x" * 10)
 

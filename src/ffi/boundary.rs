@@ -3,11 +3,11 @@
 use crate::error::{Error, Result, shield};
 use crate::ffi::status::{nearfile_error, nearfile_status};
 use crate::log::{Level, say};
+use crate::sync::{AtomicBool, Ordering};
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
 use std::mem;
 use std::ptr;
-use std::sync::Once;
 
 /// Structs that begin with their own size, filled by a caller of whatever version.
 ///
@@ -181,10 +181,11 @@ pub(super) fn shielded<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// A panic of ours is a line in the log and a status; it does not print into the program's output.
 pub(super) fn quiet_panics() {
-    static ONCE: Once = Once::new();
+    // No `Once`: a child may be forked while another thread is in it.
+    static DONE: AtomicBool = AtomicBool::new(false);
     // In a test build the hook belongs to the test runner.
-    if !cfg!(test) {
-        ONCE.call_once(|| std::panic::set_hook(Box::new(|panic| say(Level::Error, || panic.to_string()))));
+    if !cfg!(test) && !DONE.load(Ordering::Relaxed) && !DONE.swap(true, Ordering::AcqRel) {
+        std::panic::set_hook(Box::new(|panic| say(Level::Error, || panic.to_string())));
     }
 }
 

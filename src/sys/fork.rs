@@ -3,6 +3,7 @@
 //! parent, and [`ChildCloses`], the descriptors that a forked child must not keep.
 
 use crate::sync::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sys::lock::unlock_all;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
@@ -121,6 +122,8 @@ pub(crate) struct PerProcess<T> {
 #[derive(Debug)]
 struct Made<T> {
     generation: u32,
+    /// From the heap, as the kernel had no more maps to give.
+    on_heap: bool,
     value: T,
 }
 
@@ -140,10 +143,13 @@ impl<T: Default> PerProcess<T> {
                     return &made.value;
                 }
             }
-            let fresh = map_private(size_of::<Made<T>>()).cast::<Made<T>>();
-            assert!(!fresh.is_null(), "no memory for a page of process-local state");
-            // SAFETY: a whole page, aligned for anything here, owned by nobody else.
-            unsafe { fresh.write(Made { generation, value: T::default() }) };
+            let mut fresh = map_private(size_of::<Made<T>>()).cast::<Made<T>>();
+            let on_heap = fresh.is_null();
+            if on_heap {
+                fresh = Box::into_raw(Box::<Made<T>>::new_uninit()).cast();
+            }
+            // SAFETY: room for one, aligned for anything here (a whole page, or a box of it), owned by nobody else.
+            unsafe { fresh.write(Made { generation, on_heap, value: T::default() }) };
             if self.current.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
                 // SAFETY: nobody has seen it.
                 unsafe { Self::free(fresh) };
@@ -165,6 +171,10 @@ impl<T> PerProcess<T> {
     unsafe fn free(made: *mut Made<T>) {
         // SAFETY: by the caller.
         unsafe {
+            if (*made).on_heap {
+                drop(Box::from_raw(made));
+                return;
+            }
             made.drop_in_place();
             libc::munmap(made.cast(), size_of::<Made<T>>().max(PAGE));
         }
@@ -267,6 +277,8 @@ impl ChildCloses {
 impl Drop for ChildCloses {
     fn drop(&mut self) {
         if self.generation == generation() {
+            // Unlocked before it leaves the table: a child forked between that and the close would keep what is locked on it.
+            let _ = unlock_all(self.as_fd());
             self.slot.store(-1, Ordering::Release);
         } else {
             // Inherited: closed by the handler, and the number may be someone else's by now.

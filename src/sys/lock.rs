@@ -47,6 +47,11 @@ pub(crate) fn unlock(file: BorrowedFd<'_>, first: u64, count: u64) -> io::Result
     check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }).map(drop)
 }
 
+/// Lets go of everything that is locked on a description.
+pub(crate) fn unlock_all(file: BorrowedFd<'_>) -> io::Result<()> {
+    unlock(file, 0, 0) // a length of 0 reaches to the end of all offsets
+}
+
 /// A lock of another description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Holder {
