@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::evict::Evictor;
 use crate::format::Header;
 use crate::index::Index;
-use crate::options::{CacheOptions, Limits, WhenFull};
+use crate::options::{CacheOptions, Limits, WhenFull, check_key};
 use crate::stats::{Counters, Stats};
 use crate::sync::Mutex;
 use crate::sys::fork::PerProcess;
@@ -88,6 +88,7 @@ impl Cache {
     /// Drops what is kept of a key, every version. Of a file that is open the pages go at once, and the files when the last process
     /// closes it.
     pub fn remove(&self, key: &[u8]) -> Result<()> {
+        check_key(key)?;
         self.shared.evictor.remove(key).map_err(|error| Error::io("remove", error))
     }
 

@@ -103,12 +103,7 @@ impl Options {
 
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(key) = &self.key {
-            if key.is_empty() || key.len() > MAX_KEY {
-                let len = key.len();
-                return Err(Error::Argument(format!(
-                    "the key has {len} bytes, and 1 to {MAX_KEY} are allowed (no key at all: a private file)"
-                )));
-            }
+            check_key(key)?;
         }
         if self.version.len() > MAX_VERSION {
             return Err(Error::Argument(format!("the version has {} bytes, and {MAX_VERSION} are allowed", self.version.len())));
@@ -124,6 +119,14 @@ impl Options {
         }
         Ok(())
     }
+}
+
+pub(crate) fn check_key(key: &[u8]) -> Result<()> {
+    if (1..=MAX_KEY).contains(&key.len()) {
+        return Ok(());
+    }
+    let len = key.len();
+    Err(Error::Argument(format!("the key has {len} bytes, and 1 to {MAX_KEY} are allowed (no key at all: a private file)")))
 }
 
 fn check_page_size(bytes: u64) -> Result<u64> {

@@ -1,6 +1,6 @@
 //! `nearfile_file`: a file as a C program sees it.
 
-use super::boundary::{Sized_, buffer, bytes, copy_in, copy_out, count, given, put, quiet_panics, shielded, status};
+use super::boundary::{Sized_, buffer, bytes, copy_in, copy_out, count, given, put, quiet_panics, shielded, status, status_of};
 use super::cache::nearfile_cache;
 use super::source::{Callbacks, nearfile_source};
 use super::status::nearfile_stats;
@@ -329,7 +329,12 @@ pub unsafe extern "C-unwind" fn nearfile_read_ranges(
         // SAFETY: the caller's buffer.
         let read = unsafe { buffer(range.buf, range.len) }.and_then(|buf| file.file.read_at(buf, range.offset));
         range.out_len = *read.as_ref().unwrap_or(&0);
-        range.out_status = status(read.map(drop));
+        range.out_status = match read {
+            Ok(_) => 0,
+            // The last error is that of the status that is returned.
+            Err(error) if first == 0 => status(Err(error)),
+            Err(error) => status_of(&error) as i32,
+        };
         if first == 0 {
             first = range.out_status;
         }
