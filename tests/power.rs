@@ -259,3 +259,35 @@ fn words_that_outlive_their_session_s_number_are_not_trusted() {
     check(&file, 0, SIZE);
     assert!(file.stats().checksum_failures > 0, "no word outlived: the test tests nothing");
 }
+
+/// A clean close vouches for what its session compared or filled, not for what an earlier session left torn and nobody has read since.
+/// (With `Index::is_sound` looking at the clean close alone this test fails.)
+#[test]
+fn trust_does_not_reach_back_over_a_cut() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let disk = Disk::new("ext4");
+    let calls = Arc::new(AtomicU64::new(0));
+    let half = SIZE / 2 / PAGE * PAGE;
+    drop(open(&disk.mount, &calls, false)); // the names are on the disk
+    let root = std::fs::File::open(&disk.mount).unwrap();
+    assert_eq!(unsafe { libc::syncfs(root.as_raw_fd()) }, 0);
+    drop(root);
+    let torn = || {
+        let file = open(&disk.mount, &calls, false);
+        check(&file, 0, half);
+        sync_a_part(&file, 0); // the words, not the bytes
+        std::mem::forget(file);
+        0
+    };
+    in_process_that_dies(&disk, torn);
+    disk.unmount();
+    disk.mount();
+    let file = open(&disk.mount, &calls, false);
+    assert!(file.extent(0).unwrap().1, "no word outlived: the test tests nothing");
+    check(&file, half, SIZE);
+    drop(file); // clean, and nobody has looked at the first half
+    let file = open(&disk.mount, &calls, true);
+    check(&file, 0, SIZE);
+    let stats = file.stats();
+    assert!(stats.checksum_failures > 0 && stats.pages_verified < SIZE / PAGE, "{stats:?}");
+}
