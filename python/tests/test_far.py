@@ -113,7 +113,8 @@ class S3Connection:
 
 @contextlib.contextmanager
 def s3_server():
-    server_module = pytest.importorskip("moto.server")
+    import moto.server as server_module
+
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
