@@ -1,6 +1,7 @@
 """The classes that pfio had: what its users relied on, and what was wrong there."""
 
 import functools
+import importlib
 import io
 import multiprocessing
 import os
@@ -337,9 +338,8 @@ def test_many_wrappers_leave_nothing(kind, tmp_path):
 
 def test_pfios_own_zip_with_these_classes(tmp_path, monkeypatch):
     """pfio 2.7's own local_cache=True, over our class."""
-    import pfio.v2.local as local
-    import pfio.v2.zip as zip_module
-
+    # Not `import pfio.v2.local`: pfio gives that name to something else, too.
+    local, zip_module = importlib.import_module("pfio.v2.local"), importlib.import_module("pfio.v2.zip")
     monkeypatch.setattr(zip_module, "MPCachedWrapper", MPCachedWrapper)
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         for number in range(50):
