@@ -167,7 +167,14 @@ impl Evictor {
         if candidate.held <= want.max(budget.limit() / SMALL) {
             return self.directory.remove_closed(listed).map(Option::unwrap_or_default);
         }
-        self.directory.open_listed(listed, PAIR_WAIT).map_or(Ok(Dropped::default()), |pair| pair.sweep(want, TURNS))
+        let Some(pair) = self.directory.open_listed(listed, PAIR_WAIT) else { return Ok(Dropped::default()) };
+        if pair.mirror().can_punch() {
+            return pair.sweep(want, TURNS);
+        }
+        drop(pair);
+        log::warn(|| "this file system cannot give back parts of a file: whole files go".into());
+        let listed = self.directory.listed(&candidate.name);
+        listed.map_or(Ok(Dropped::default()), |listed| self.directory.remove_closed(listed).map(Option::unwrap_or_default))
     }
 
     fn say(&self, error: &io::Error) -> Dropped {
