@@ -16,30 +16,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpp_test.h"
+
 namespace {
-
-std::atomic<int> failures{0};
-
-#define CHECK(what)                                                        \
-  do {                                                                     \
-    if (!(what)) {                                                         \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #what);      \
-      ++failures;                                                          \
-    }                                                                      \
-  } while (false)
-
-struct scratch {
-  std::string path;
-  scratch() {
-    const char* given = std::getenv("NEARFILE_TEST_DIR");
-    path = (given ? std::string(given) : std::filesystem::temp_directory_path().string()) + "/cpp_files.XXXXXX";
-    if (!::mkdtemp(path.data())) throw std::runtime_error("no scratch directory at " + path);
-  }
-  ~scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-};
 
 unsigned char byte_at(std::uint64_t offset) { return static_cast<unsigned char>((offset * 0x9E3779B97F4A7C15U) >> 56); }
 

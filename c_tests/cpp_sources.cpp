@@ -17,30 +17,9 @@
 #include <thread>
 #include <vector>
 
+#include "cpp_test.h"
+
 namespace {
-
-std::atomic<int> failures{0};
-
-#define CHECK(what)                                                        \
-  do {                                                                     \
-    if (!(what)) {                                                         \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #what);      \
-      ++failures;                                                          \
-    }                                                                      \
-  } while (false)
-
-struct scratch {
-  std::string path;
-  scratch() {
-    const char* given = std::getenv("NEARFILE_TEST_DIR");
-    path = (given ? std::string(given) : std::filesystem::temp_directory_path().string()) + "/cpp_sources.XXXXXX";
-    if (!::mkdtemp(path.data())) throw std::runtime_error("no scratch directory at " + path);
-  }
-  ~scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-};
 
 constexpr std::uint64_t length = 10 * 1000 + 3;
 
