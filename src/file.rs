@@ -1,16 +1,17 @@
 //! A file as a program sees it: reads at an offset or at a position, what is cached of it, its numbers.
 
 use crate::cache::{Cache, FileCounters, Shared as CacheShared};
-use crate::directory::{Wanted, pair_at};
 use crate::error::{Error, Result, shield};
 use crate::exact::{Exact, ExactRead};
 use crate::fetch::{Miss, Step};
 use crate::format::{Header, crc32c};
 use crate::keep::{Keepsake, preserve};
 use crate::lock;
+use crate::making::Wanted;
 use crate::mirror::Mirror;
 use crate::options::{CacheOptions, Limits, Options, check_size};
 use crate::pair::{Pair, Trust, new_header};
+use crate::paths::pair_at;
 use crate::pin::Pin;
 use crate::range::{Pages, Run};
 use crate::source::{Pool, Source};

@@ -42,6 +42,8 @@ mod exact;
 mod pin;
 mod keep;
 // floor 4: the Rust API
+mod making;
+mod paths;
 mod directory;
 mod evict;
 mod cache;
