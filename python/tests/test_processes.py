@@ -35,14 +35,16 @@ def read_members(archive, seed):
 def test_eight_forked_workers_read_one_zip(cache, tmp_path):
     """One handle and one ZipFile, inherited: over all of them each page is fetched once."""
     make_zip(tmp_path / "zip")
+    fetchers = set()
     for round_ in range(5):
         source = Logged(tmp_path / "zip", tmp_path / f"log {round_}", delay=0.0005)
         with cache.open(source) as file, zipfile.ZipFile(file) as archive:
             run_children([functools.partial(read_members, archive, seed) for seed in range(8)])
             assert source.pages(PAGE) == [*range((file.size + PAGE - 1) // PAGE)]
-            assert len({pid for pid, _, _ in source.reads()}) > 4
+            fetchers |= {pid for pid, _, _ in source.reads()}
             assert file.stats().misses < len(source.reads())
             assert read_members(archive, 9)
+    assert len(fetchers) > 6
 
 
 def spawned(file, seed):
