@@ -89,6 +89,11 @@
 // forked child starts its own copy.
 #define NEARFILE_EXACT 1
 
+// nearfile_options.flags: copy hits from a map of the near copy: no system call a hit. The one danger: a disk error under the map, or
+// a truncation of the near copy by the same user, is then a SIGBUS, which reads survive without this flag. Ignored, with a line in
+// the log, on tmpfs; ignored in exact mode.
+#define NEARFILE_MAP 1
+
 // nearfile_options.flags: a miss is NEARFILE_ERROR_FROZEN, and nothing is given up while the file is open. With data_path and
 // index_path no source is needed, and they may lie where nothing can be written.
 #define NEARFILE_FROZEN 2
@@ -303,7 +308,7 @@ typedef struct nearfile_options {
   uint64_t size_limit;
   // NEARFILE_PAGED, NEARFILE_EXACT.
   uint32_t mode;
-  // NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
+  // NEARFILE_MAP, NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
   uint32_t flags;
   // With index_path: the mirror at a path of the program's choice, made if neither exists. Both or neither.
   const char *data_path;

@@ -450,7 +450,7 @@ struct options {
   std::uint64_t page_size = 0;              // bytes; 0: the cache's. A copy that exists keeps its own
   std::uint64_t size_limit = 0;             // bytes of this file in the cache; 0: no limit of its own
   std::uint32_t mode = NEARFILE_PAGED;
-  std::uint32_t flags = 0;                  // NEARFILE_VERIFY_ALWAYS | NEARFILE_TRUST_CLEAN
+  std::uint32_t flags = 0;                  // NEARFILE_MAP | NEARFILE_VERIFY_ALWAYS | NEARFILE_TRUST_CLEAN
   std::optional<std::string> data_path{};   // a pair of files of one's own instead of one in the cache directory:
   std::optional<std::string> index_path{};  // both or neither; made if absent
 };

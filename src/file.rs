@@ -113,7 +113,13 @@ impl File {
             cache.enroll(&counters);
         }
         let pages = near.pair().map_or(wanted.pages, |pair| pair.pages());
-        let trust = Trust { never: options.verify_always, clean: options.trust_clean };
+        let trust = Trust { never: options.verify_always, clean: options.trust_clean, map: options.map };
+        if let (Near::Paged(pair), true) = (&near, options.map) {
+            shield(|| {
+                pair.map_mirror();
+                Ok(())
+            })?;
+        }
         let shared = Shared { near, source, pages, limits, trust, counters, cache };
         let file = File { shared: Arc::new(shared), position: AtomicU64::new(0), frozen: OnceLock::new() };
         if options.frozen {

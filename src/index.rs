@@ -20,6 +20,7 @@ use crate::format::{
     AT_SESSION_WORD, AT_SOUND_SINCE, AT_USED_AT, AT_WORDS, BEATS, HEADER_LEN, Header, State, Unreadable, Word, begins_a_round,
     cost, epoch_of, index_len, is_since, recency_of, word_offset,
 };
+use crate::hook;
 use crate::range::{Pages, Run};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::sys::file::{self, Stat};
@@ -151,7 +152,7 @@ impl Index {
     /// Whether a page can be trusted without comparing it: the session was opened clean, and the page was filled or compared in one
     /// that ended well, with none since that did not.
     pub(crate) fn is_sound(&self, word: Word) -> bool {
-        let since = self.map.word(AT_SOUND_SINCE).load(Ordering::Acquire);
+        let since = if hook::NO_SOUND { 0 } else { self.map.word(AT_SOUND_SINCE).load(Ordering::Acquire) };
         self.opened_clean && word.epoch() != self.epoch() && is_since(word.epoch(), since, self.count)
     }
 
@@ -179,7 +180,7 @@ impl Index {
         let before = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire);
         let opened_clean = before & 1 == 1;
         let count = (before >> 1).wrapping_add(1) & (u64::MAX >> 1);
-        if begins_a_round(count) {
+        if begins_a_round(count) && !hook::NO_SWEEP {
             self.sweep()?;
         }
         self.record_mirror(mirror);
@@ -231,7 +232,7 @@ impl Index {
 
     /// Makes sure that the session's number is on the disk; the one sync on a read's path, once a session.
     pub(crate) fn before_change(&self) -> io::Result<()> {
-        if self.lasting && self.map.word(AT_DURABLE).load(Ordering::Acquire) != self.count {
+        if self.lasting && !hook::NO_DURABLE && self.map.word(AT_DURABLE).load(Ordering::Acquire) != self.count {
             file::sync_data(self.file())?;
             self.map.word(AT_DURABLE).store(self.count, Ordering::Release);
         }

@@ -18,6 +18,7 @@
 
 // floor 0: knows nothing
 mod sync;
+mod hook;
 mod error;
 mod log;
 mod range;

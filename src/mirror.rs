@@ -1,7 +1,9 @@
-//! The sparse data file: byte n of the remote file is byte n of the mirror. Written by `pwrite` only, read by `pread`.
+//! The sparse data file: byte n of the remote file is byte n of the mirror. Written by `pwrite` only, read by `pread`, or from a map
+//! where a handle asked for that.
 
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::file;
+use crate::sys::map::WholeMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,11 +13,12 @@ pub(crate) struct Mirror {
     file: OwnedFd,
     /// 0: not known yet, 1: no, 2: yes. No lock: a child may be forked while another thread finds out.
     can_punch: AtomicU32,
+    map: WholeMap,
 }
 
 impl Mirror {
     pub(crate) fn new(file: OwnedFd) -> Mirror {
-        Mirror { file, can_punch: AtomicU32::new(0) }
+        Mirror { file, can_punch: AtomicU32::new(0), map: WholeMap::new() }
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
@@ -25,6 +28,18 @@ impl Mirror {
     /// Fills the buffer; a file that ends before is an error: someone cut it off.
     pub(crate) fn read(&self, buf: &mut [u8], from: u64) -> io::Result<()> {
         if file::read_at(self.file(), buf, from)? == buf.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// Maps its first `len` bytes, which are all, to copy hits from.
+    pub(crate) fn make_map(&self, len: u64) -> io::Result<()> {
+        self.map.make(self.file(), len)
+    }
+
+    /// Fills the buffer with bytes of present pages, from the map; false where there is none.
+    pub(crate) fn copy_mapped(&self, buf: &mut [u8], from: u64) -> bool {
+        let (Some(map), Ok(from)) = (self.map.get(), usize::try_from(from)) else { return false };
+        map.copy_to(from, buf);
+        true
     }
 
     pub(crate) fn write(&self, buf: &[u8], to: u64) -> io::Result<()> {

@@ -85,6 +85,9 @@ pub struct Options {
     pub verify_always: bool,
     /// Do not compare after a clean close.
     pub trust_clean: bool,
+    /// Copy hits from a map of the mirror: no system call, but a disk error under it, or a truncation by the same user, kills the
+    /// process. Ignored in memory (tmpfs) and in exact mode.
+    pub map: bool,
     /// The most bytes kept of this file, by this handle; 0: no limit of its own.
     pub size_limit: u64,
     /// Only the bytes asked for are read and kept, to the byte; private only.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         frozen: bool
         verify_always: bool
         trust_clean: bool
+        map: bool
         data_path: "Optional[Path]"
         index_path: "Optional[Path]"
         reopen: Optional[Callable[[], Any]]
@@ -123,6 +124,7 @@ class Cache:
         frozen: bool = False,
         verify_always: bool = False,
         trust_clean: bool = False,
+        map: bool = False,
         data_path: Optional[Path] = None,
         index_path: Optional[Path] = None,
         reopen: Optional[Callable[[], Any]] = None,
@@ -148,6 +150,7 @@ class Cache:
         exact: only the bytes asked for are fetched, not whole pages; private only.
         frozen: never reads the source: a miss is `FrozenError`. With data_path and index_path no source is needed.
         verify_always: compares checksums at every hit. trust_clean: not at all after a clean close.
+        map: copies hits from a map of the near copy, without a system call; a disk error there kills the process (SIGBUS).
         data_path, index_path: the near copy at two paths of one's own, both or neither; made if neither exists.
         reopen: a callable that returns a new source for each connection; `source` is then not read and may be None.
         close_source: calls source.close() when the last handle of the file is closed.
@@ -159,7 +162,7 @@ class Cache:
         handle_again_name = open_handle(
             self._options, self._handle, source, key=key, version=version, size=size, page_size=page_size,
             size_limit=size_limit, exact=exact, frozen=frozen, verify_always=verify_always, trust_clean=trust_clean,
-            data_path=data_path, index_path=index_path, reopen=reopen, close_source=close_source, fork_safe=fork_safe,
+            map=map, data_path=data_path, index_path=index_path, reopen=reopen, close_source=close_source, fork_safe=fork_safe,
             max_connections=max_connections,
         )  # fmt: skip
         return File(*handle_again_name)
@@ -242,7 +245,7 @@ def open_handle(
 ) -> Tuple[c.FileHandle, Callable[[File], Any], str]:
     """Opens a file: its handle, what pickles it, and its name. The options are all of `Cache.open`."""
     key, size, reopen = options["key"], options["size"], options["reopen"]
-    flags = {"frozen": c.FROZEN, "verify_always": c.VERIFY_ALWAYS, "trust_clean": c.TRUST_CLEAN}
+    flags = {"frozen": c.FROZEN, "verify_always": c.VERIFY_ALWAYS, "trust_clean": c.TRUST_CLEAN, "map": c.MAP}
     table = c.COptions(
         key=None if key is None else c.text("key", key),
         version=c.text("version", options["version"]),

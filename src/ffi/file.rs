@@ -23,6 +23,10 @@ pub const NEARFILE_PAGED: u32 = 0;
 /// nearfile_options.mode: only the bytes asked for and not there yet are read and kept, to the byte. Private only: no key, no paths. A
 /// forked child starts its own copy.
 pub const NEARFILE_EXACT: u32 = 1;
+/// nearfile_options.flags: copy hits from a map of the near copy: no system call a hit. The one danger: a disk error under the map, or
+/// a truncation of the near copy by the same user, is then a SIGBUS, which reads survive without this flag. Ignored, with a line in
+/// the log, on tmpfs; ignored in exact mode.
+pub const NEARFILE_MAP: u32 = 1;
 /// nearfile_options.flags: a miss is NEARFILE_ERROR_FROZEN, and nothing is given up while the file is open. With data_path and
 /// index_path no source is needed, and they may lie where nothing can be written.
 pub const NEARFILE_FROZEN: u32 = 2;
@@ -62,7 +66,7 @@ pub struct nearfile_options {
     pub size_limit: u64,
     /// NEARFILE_PAGED, NEARFILE_EXACT.
     pub mode: u32,
-    /// NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
+    /// NEARFILE_MAP, NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
     pub flags: u32,
     /// With index_path: the mirror at a path of the program's choice, made if neither exists. Both or neither.
     pub data_path: *const c_char,
@@ -78,7 +82,7 @@ unsafe impl Sized_ for nearfile_options {
 /// # Safety
 /// The strings are null or terminated.
 unsafe fn convert(options: &nearfile_options) -> Result<Options> {
-    if options.flags & !(NEARFILE_FROZEN | NEARFILE_VERIFY_ALWAYS | NEARFILE_TRUST_CLEAN) != 0 {
+    if options.flags & !(NEARFILE_MAP | NEARFILE_FROZEN | NEARFILE_VERIFY_ALWAYS | NEARFILE_TRUST_CLEAN) != 0 {
         return Err(Error::Argument(format!(
             "nearfile_options.flags {:#x} has bits that this version does not know",
             options.flags
@@ -103,6 +107,7 @@ unsafe fn convert(options: &nearfile_options) -> Result<Options> {
         page_size: options.page_size,
         verify_always: options.flags & NEARFILE_VERIFY_ALWAYS != 0,
         trust_clean: options.flags & NEARFILE_TRUST_CLEAN != 0,
+        map: options.flags & NEARFILE_MAP != 0,
         size_limit: options.size_limit,
         exact: options.mode == NEARFILE_EXACT,
         frozen: options.flags & NEARFILE_FROZEN != 0,

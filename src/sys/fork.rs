@@ -225,7 +225,7 @@ unsafe extern "C" fn after_fork_in_child() {
     while let Some(here) = table {
         for slot in &here.slots {
             let fd = slot.swap(-1, Ordering::AcqRel);
-            if fd >= 0 {
+            if fd >= 0 && !crate::hook::NO_CHILD_CLOSES {
                 // SAFETY: registered by the parent and not yet unregistered, so still that description.
                 unsafe { libc::close(fd) };
             }

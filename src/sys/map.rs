@@ -1,6 +1,7 @@
-//! Files mapped: an index for reading and writing, as an array of atomics; a part of a mirror for reading, while it is pinned.
+//! Files mapped: an index for reading and writing, as an array of atomics; a mirror for reading, in part while it is pinned, or as a
+//! whole to copy hits from.
 
-use crate::sync::{AtomicU32, AtomicU64};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -95,11 +96,58 @@ impl Window {
         // on its pages for as long as it lives, without which pages are neither fetched nor punched.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(self.skip), len) }
     }
+
+    /// Copies from byte `at` of what was asked for. Others may be punching or writing there: the caller looks afterwards whether what it
+    /// copied stood still, and throws it away where it did not.
+    pub(crate) fn copy_to(&self, at: usize, out: &mut [u8]) {
+        let inside = self.skip.checked_add(at).and_then(|from| from.checked_add(out.len())).is_some_and(|end| end <= self.len);
+        assert!(inside, "bytes outside of the window");
+        // SAFETY: inside the map, and `out` is the caller's. The copy is the C library's, on raw memory: the compiler is told nothing
+        // about bytes that change under it.
+        unsafe { libc::memcpy(out.as_mut_ptr().cast(), self.start.as_ptr().add(self.skip + at).cast(), out.len()) };
+    }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
         // SAFETY: made by `of`; the pin that it belonged to has ended.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// A whole file mapped for reading, once someone asks for it. No lock: a child may be forked while another thread maps.
+#[derive(Debug)]
+pub(crate) struct WholeMap(AtomicPtr<Window>);
+
+impl WholeMap {
+    pub(crate) const fn new() -> WholeMap {
+        WholeMap(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    /// Maps the file's first `len` bytes, unless that was done.
+    pub(crate) fn make(&self, file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+        if self.get().is_none() {
+            let made = Box::into_raw(Box::new(Window::of(file, 0..len)?));
+            if self.0.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                // SAFETY: made above, and seen by nobody.
+                drop(unsafe { Box::from_raw(made) });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn get(&self) -> Option<&Window> {
+        // SAFETY: null, or made above and freed only by `drop`.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+}
+
+impl Drop for WholeMap {
+    fn drop(&mut self) {
+        let made = *self.0.get_mut();
+        if !made.is_null() {
+            // SAFETY: made by `make`, and every borrow of it has ended.
+            drop(unsafe { Box::from_raw(made) });
+        }
     }
 }
