@@ -268,7 +268,7 @@ static void pins_die_with_their_process(void) {
   nearfile_cache_close(cache);
 }
 
-// A child does not hold its parent's pins, nor does its end release them; it pins for itself.
+// A child holds its parent's pins for itself until it releases them or ends, whatever the parent does; it pins for itself, too.
 static void pins_and_forks(void) {
   nearfile_cache *cache = nf_cache("cache", PAGE, 0, 0);
   far_file *far = far_new(SIZE, VERSION, PAGE);
@@ -277,9 +277,23 @@ static void pins_and_forks(void) {
   atomic_int *step = nf_shared(sizeof *step);
   pid_t child = nf_fork(60);
   if (child == 0) {
-    NF_UNTIL(*step == 1, 20000);  // the parent has released `brief`: an inherited pin would still hold it
+    pid_t grandchild = nf_fork(60);
+    if (grandchild == 0) {
+      NF_UNTIL(*step == 1, 20000);
+      CHECK_EQ(nearfile_discard(file, 0, SIZE), 0);
+      CHECK_PIN(brief, 20 * PAGE, PAGE);
+      nf_child_ends();
+    }
+    NF_UNTIL(*step == 1, 20000);  // the parent has released `brief`
+    CHECK_EQ(nearfile_discard(file, 0, SIZE), 0);
+    CHECK_PIN(brief, 20 * PAGE, PAGE);
+    CHECK_PIN(held, 2 * PAGE, PAGE);
+    CHECK_CHILD(grandchild);
+    nearfile_pin_release(brief);
     CHECK_EQ(nearfile_discard(file, 0, SIZE), 0);
     CHECK_EQ(nf_is_cached(file, 20 * PAGE), 0);
+    nearfile_pin_release(held);  // the parent's own stays
+    CHECK_EQ(nearfile_discard(file, 0, SIZE), 0);
     CHECK_EQ(nf_is_cached(file, 2 * PAGE), 1);
     nearfile_pin *own = pin(file, 30 * PAGE + 1, PAGE);
     CHECK_PIN(own, 30 * PAGE + 1, PAGE);

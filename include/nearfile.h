@@ -147,7 +147,8 @@ typedef struct nearfile_cache nearfile_cache;
 // An open near copy. Used from any thread and in children forked after it was opened; one position a handle.
 typedef struct nearfile_file nearfile_file;
 
-// A range of a file, held in memory. Used from any thread; a forked child pins again for itself.
+// A range of a file, held in memory. Used from any thread. A forked child holds its parent's pins for itself, until it releases them or
+// ends: one that lives long releases those that it does not need.
 typedef struct nearfile_pin nearfile_pin;
 
 // This thread's last failure.
@@ -495,8 +496,8 @@ int32_t nearfile_preserve(const struct nearfile_file *file,
 
 // Holds len bytes from offset in memory, as far as the file goes, and sets *out_pin; on failure to NULL. What is absent is read first.
 //
-// The bytes are the near copy's own, mapped, and no process gives them up before nearfile_pin_release, or before this process
-// ends. Where that cannot be (tmpfs, exact mode, no near copy) they are a copy. Pins may overlap; each is released by itself, also
+// The bytes are the near copy's own, mapped, and no process gives them up before nearfile_pin_release, or the end of this process
+// (and of its children that inherited the pin). Where that cannot be (tmpfs, exact mode, no near copy) they are a copy. Pins may overlap; each is released by itself, also
 // after the file was closed. Threads: any. Calls the source for what is not present.
 int32_t nearfile_pin_range(const struct nearfile_file *file,
                            uint64_t offset,

@@ -73,15 +73,16 @@ impl PageLocks {
     }
 }
 
-/// Pages that nobody may fetch again, drop or punch while this lives, in any process. Gone in a forked child.
+/// Pages that nobody may fetch again, drop or punch while this lives, in any process. A forked child inherits it: it is closed, never
+/// unlocked, so the pages stay until the last process that has it let go or ended.
 #[derive(Debug)]
 pub(crate) struct PinLock {
-    _description: ChildCloses,
+    _description: OwnedFd,
 }
 
 /// Pins a run by one try over all of it.
 pub(crate) fn pin(index: BorrowedFd<'_>, run: Run) -> io::Result<Option<PinLock>> {
-    let description = ChildCloses::open(|| file::reopen(index))?;
+    let description = file::reopen(index)?;
     let held = try_lock(description.as_fd(), Kind::Shared, LOCK_BASE + run.first, run.count())?;
     Ok(held.then_some(PinLock { _description: description }))
 }

@@ -1,12 +1,13 @@
 //! Pins: bytes without a copy. A pinned range is mapped for reading, and a shared lock on its pages keeps it from eviction, discard
-//! and refetching in every process until it is released or its process dies. Where that cannot be, the pin is a copy on the heap.
+//! and refetching in every process until it is released or the last process that has it dies. Where that cannot be, the pin is a copy on the heap.
 
 use crate::lock::PinLock;
 use crate::pair::Pair;
 use crate::sys::map::Window;
 use std::sync::Arc;
 
-/// A range of a file, held in memory. Usable from any thread. A forked child must not use its parent's pins: pin again there.
+/// A range of a file, held in memory. Usable from any thread, and in forked children, which hold it for themselves: it ends when each
+/// process that has it let go of it or ended.
 #[derive(Debug)]
 pub struct Pin {
     held: Held,
