@@ -1,19 +1,10 @@
 //! The page states that all processes share: one atomic 64-bit word a page in a file mapped by everyone who has it open.
-//!
-//! | from → to | who | method |
-//! |---|---|---|
-//! | absent → taken | the fetcher, holding the page's lock, before it writes | [`Index::take`] |
-//! | taken → taken | the next holder of the lock, after a fetcher died | [`Index::take`] |
-//! | taken → filled | the fetcher, after the whole page is in the mirror | [`Index::publish`] |
-//! | filled → verified | any reader, its checksum matched, once a session | [`Index::stamp`] |
-//! | filled, verified → taken | a reader whose checksum did not match; space stays counted | [`Index::mistrust`] |
-//! | filled, verified, taken → absent | the page's exclusive holder, before it punches | [`Index::give_up`] |
+//! How a word changes is said and done in `word.rs`.
 //!
 //! Invariants:
-//! 1. A word changes by compare-and-swap only, so state and checksum are published together.
-//! 2. Before the first change of a session its number is on the disk ([`Index::before_change`]); stamps in a session that was
+//! 1. Before the first change of a session its number is on the disk ([`Index::before_change`]); stamps in a session that was
 //!    opened clean may precede it, as they say nothing that was not true before.
-//! 3. No store, and in memory no load, before its stretch of the file has blocks: a hole of a full file system raises SIGBUS.
+//! 2. No store, and in memory no load, before its stretch of the file has blocks: a hole of a full file system raises SIGBUS.
 
 use crate::format::{
     AT_BEATS, AT_DIRTY, AT_DOOMED, AT_DROPPING, AT_DURABLE, AT_HAND, AT_HELD, AT_MIRROR_DEVICE, AT_MIRROR_INODE, AT_OPENED,
@@ -22,10 +13,11 @@ use crate::format::{
 };
 use crate::hook;
 use crate::range::{Pages, Run};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::file::{self, Stat};
 use crate::sys::futex;
 use crate::sys::map::SharedMap;
+use crate::word::PageWord;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -219,7 +211,7 @@ impl Index {
     fn sweep(&self) -> io::Result<()> {
         self.each_allocated(|page, word| {
             if word.state() != State::Absent {
-                self.word(page).store(word.swept().0, Ordering::Release);
+                self.word(page).put(word.swept());
             }
         });
         file::sync_data(self.file())
@@ -403,29 +395,21 @@ impl Index {
         if self.in_memory {
             self.make_room(Run::one(page))?;
         }
-        Ok(Word(self.word(page).load(Ordering::Acquire)))
+        Ok(self.word(page).load())
     }
 
-    fn word(&self, page: u64) -> &AtomicU64 {
-        self.map.word(word_offset(page))
-    }
-
-    fn change(&self, page: u64, from: Word, to: Word) -> Option<Word> {
-        self.word(page).compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::Acquire).is_ok().then_some(to)
+    fn word(&self, page: u64) -> PageWord<'_> {
+        PageWord(self.map.word(word_offset(page)))
     }
 
     /// Takes an absent or left-over page. The caller holds its lock, and has called `before_change` and `make_room`.
     pub(crate) fn take(&self, page: u64) -> Option<Word> {
-        let seen = Word(self.word(page).load(Ordering::Acquire));
-        if seen.is_present() {
-            return None;
-        }
         self.mark_dirty();
-        self.change(page, seen, seen.taken(self.epoch()))
+        self.word(page).take(self.epoch())
     }
 
     pub(crate) fn publish(&self, page: u64, taken: Word, crc: u32) -> bool {
-        self.change(page, taken, taken.filled(crc, self.epoch())).is_some()
+        self.word(page).publish(taken, crc, self.epoch())
     }
 
     /// Stamps a page whose checksum matched. A stamp that cannot be made costs another comparison, no more.
@@ -433,7 +417,7 @@ impl Index {
         if !self.opened_clean && self.before_change().is_err() {
             return None;
         }
-        self.change(page, seen, seen.verified(self.epoch()))
+        self.word(page).stamp(seen, self.epoch())
     }
 
     pub(crate) fn mistrust(&self, page: u64, seen: Word) -> bool {
@@ -441,15 +425,13 @@ impl Index {
             return false;
         }
         self.mark_dirty();
-        self.change(page, seen, seen.mistrusted(self.epoch())).is_some()
+        self.word(page).mistrust(seen, self.epoch())
     }
 
     /// Makes a page absent. The caller holds its lock alone, and punches after this returns true, never before.
     pub(crate) fn give_up(&self, page: u64, seen: Word) -> bool {
         self.mark_dirty();
-        let gone = self.change(page, seen, seen.absent()).is_some();
-        fence(Ordering::SeqCst);
-        gone
+        self.word(page).give_up(seen)
     }
 
     /// The next pages, at or after one, whose words have blocks: everything else is absent.
@@ -498,7 +480,7 @@ impl Index {
     /// Puts a page that was copied from another pair into a new index, to be compared before its first hit.
     pub(crate) fn import(&self, page: u64, crc: u32) -> io::Result<()> {
         self.make_room(Run::one(page))?;
-        self.word(page).store(Word(0).taken(0).filled(crc, 0).0, Ordering::Release);
+        self.word(page).put(Word(0).taken(0).filled(crc, 0));
         self.hold(cost(&self.pages.bytes(page)), 0);
         Ok(())
     }

@@ -29,6 +29,7 @@ mod sys;
 // floor 2: one thing each
 mod stats;
 mod control;
+mod word;
 mod index;
 mod mirror;
 mod lock;

@@ -35,11 +35,15 @@ impl Mirror {
         self.map.make(self.file(), len)
     }
 
-    /// Fills the buffer with bytes of present pages, from the map; false where there is none.
-    pub(crate) fn copy_mapped(&self, buf: &mut [u8], from: u64) -> bool {
-        let (Some(map), Ok(from)) = (self.map.get(), usize::try_from(from)) else { return false };
-        map.copy_to(from, buf);
-        true
+    /// Fills the buffer with bytes of present pages, from the map if it may and there is one.
+    pub(crate) fn copy(&self, buf: &mut [u8], from: u64, mapped: bool) -> io::Result<()> {
+        match (self.map.get(), usize::try_from(from)) {
+            (Some(map), Ok(at)) if mapped => {
+                map.copy_to(at, buf);
+                Ok(())
+            }
+            _ => self.read(buf, from),
+        }
     }
 
     pub(crate) fn write(&self, buf: &[u8], to: u64) -> io::Result<()> {

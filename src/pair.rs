@@ -11,9 +11,10 @@ use crate::mirror::Mirror;
 use crate::options::DEFAULT_WAIT;
 use crate::range::{Pages, Run};
 use crate::stats::{Count, Counters};
-use crate::sync::{Mutex, Ordering, fence};
+use crate::sync::Mutex;
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
+use crate::word;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -223,20 +224,19 @@ impl Pair {
             }
             let run = run.head(count as u64);
             let len = (self.pages().bytes_of(run).end.min(range.end) - from) as usize;
-            if !(trust.map && self.mirror.copy_mapped(&mut out[..len], from)) {
-                if let Err(error) = self.mirror.read(&mut out[..len], from) {
+            let words = |at| self.index.load(run.first + at as u64).ok();
+            match word::copy(&seen[..count], words, || self.mirror.copy(&mut out[..len], from, trust.map)) {
+                Ok(false) => {}
+                Ok(true) => {
+                    for page in run.first..=run.last {
+                        self.index.warm(page);
+                    }
+                    return len;
+                }
+                Err(error) => {
                     self.say_unreadable(run.first, &error);
                     return 0;
                 }
-            }
-            hook::widen();
-            fence(Ordering::Acquire);
-            let same = |(page, seen): (u64, &Word)| self.index.load(page).is_ok_and(|now| now == *seen);
-            if hook::NO_RECHECK || (run.first..=run.last).zip(&seen).all(same) {
-                for page in run.first..=run.last {
-                    self.index.warm(page);
-                }
-                return len;
             }
         }
         0
@@ -253,25 +253,22 @@ impl Pair {
     fn check(&self, page: u64, word: Word, from: u64, out: &mut [u8], counters: &Counters) -> Checked {
         let bytes = self.pages().bytes(page);
         let wanted = from..bytes.end.min(from + out.len() as u64);
+        let out = &mut out[..(wanted.end - from) as usize];
         let mut crc = Crc32c::new();
-        let mut piece = [0_u8; 32 << 10];
-        let mut at = bytes.start;
-        while at < bytes.end {
-            let len = piece.len().min((bytes.end - at) as usize);
-            if let Err(error) = self.mirror.read(&mut piece[..len], at) {
+        let compare = |at, piece: &[u8]| {
+            crc.add(piece);
+            copy_overlap(at, piece, from, out);
+        };
+        match word::copy(&[word], |_| self.index.load(page).ok(), || self.each_piece(bytes, compare)) {
+            Ok(true) => {}
+            Ok(false) => return Checked::Changed,
+            Err(error) => {
                 self.say_unreadable(page, &error);
                 if error.kind() == io::ErrorKind::UnexpectedEof {
                     self.mistrust(page, word, counters);
                 }
                 return Checked::Unfit;
             }
-            crc.add(&piece[..len]);
-            copy_overlap(at, &piece[..len], from, &mut out[..(wanted.end - from) as usize]);
-            at += len as u64;
-        }
-        fence(Ordering::Acquire);
-        if self.index.load(page).ok() != Some(word) {
-            return Checked::Changed;
         }
         if crc.value() != word.crc() {
             self.mistrust(page, word, counters);
@@ -283,6 +280,18 @@ impl Pair {
         }
         self.index.warm(page);
         Checked::Copied((wanted.end - wanted.start) as usize)
+    }
+
+    fn each_piece(&self, bytes: Range<u64>, mut call: impl FnMut(u64, &[u8])) -> io::Result<()> {
+        let mut piece = [0_u8; 32 << 10];
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let len = piece.len().min((bytes.end - at) as usize);
+            self.mirror.read(&mut piece[..len], at)?;
+            call(at, &piece[..len]);
+            at += len as u64;
+        }
+        Ok(())
     }
 
     fn mistrust(&self, page: u64, word: Word, counters: &Counters) {
