@@ -317,27 +317,10 @@ impl Account {
         Ok(Some(Reservation { account: self, left: bytes }))
     }
 
-    /// Gives back bytes that no page answers for, at once.
-    pub(crate) fn release(&self, bytes: u64) {
-        self.retire(bytes);
-        self.give_back(bytes);
-    }
-
-    /// Takes over what a page held that was just made absent, while it is punched: should this process be killed there, its slot
-    /// answers for it.
-    pub(crate) fn retire(&self, bytes: u64) {
+    /// Gives back bytes that no page holds any more.
+    pub(crate) fn give_back(&self, bytes: u64) {
         if let Some(slot) = self.private {
             subtract(self.budget.control.slot(slot).1, bytes);
-        }
-        if let Some(reserved) = self.budget.reserving() {
-            reserved.fetch_add(bytes, Ordering::SeqCst);
-        }
-    }
-
-    /// Gives back what was retired, once it is punched.
-    pub(crate) fn give_back(&self, bytes: u64) {
-        if let Some(reserved) = self.budget.reserving() {
-            subtract(reserved, bytes);
         }
         self.budget.give_back(bytes);
     }
@@ -360,7 +343,10 @@ impl Reservation<'_> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if self.left > 0 {
-            self.account.give_back(self.left);
+            if let Some(reserved) = self.account.budget.reserving() {
+                subtract(reserved, self.left);
+            }
+            self.account.budget.give_back(self.left);
         }
     }
 }

@@ -6,8 +6,9 @@
 //! out what is there, and a set that gets hot comes in within a few passes. `cargo bench --bench eviction` measures it beside LRU,
 //! FIFO, SIEVE and Belady's optimum.
 
+use crate::dropping::{Dropped, Dropper};
 use crate::format::{State, cost};
-use crate::pair::{Dropped, Pair};
+use crate::pair::Pair;
 use crate::range::Run;
 use crate::sync::{AtomicU32, Ordering};
 use std::io;
@@ -32,7 +33,7 @@ impl Pair {
     /// Moves the hand until so many bytes are free, at most `turns` times around. Frozen, pinned and fetched pages stay.
     pub(crate) fn sweep(&self, bytes: u64, turns: u32) -> io::Result<Dropped> {
         let mut gone = Dropped::default();
-        let Some(_right) = self.dropping(Duration::ZERO)? else { return Ok(gone) };
+        let Some(dropper) = self.dropper(Duration::ZERO)? else { return Ok(gone) };
         let count = self.pages().count();
         let mut turns_left = turns;
         let mut page = if self.index().hand() < count { self.index().hand() } else { 0 };
@@ -47,7 +48,7 @@ impl Pair {
                 page = 0;
                 continue;
             };
-            page = self.sweep_stretch(stretch, bytes, &mut gone)?;
+            page = self.sweep_stretch(&dropper, stretch, bytes, &mut gone)?;
             if turns_left == 0 && page >= start {
                 break;
             }
@@ -57,7 +58,7 @@ impl Pair {
     }
 
     /// Passes over a stretch; returns where the hand stands then.
-    fn sweep_stretch(&self, stretch: Run, bytes: u64, gone: &mut Dropped) -> io::Result<u64> {
+    fn sweep_stretch(&self, dropper: &Dropper<'_>, stretch: Run, bytes: u64, gone: &mut Dropped) -> io::Result<u64> {
         let mut victims: Option<Run> = None;
         let mut promised = 0;
         for page in stretch.first..=stretch.last {
@@ -72,26 +73,26 @@ impl Pair {
             let ends = victims.is_some_and(|victims| victims.last != page || victims.count() >= TOGETHER);
             let enough = gone.bytes + promised >= bytes;
             if ends || enough {
-                *gone += self.drop_victims(victims.take())?;
+                *gone += drop_victims(dropper, victims.take())?;
                 promised = 0;
                 if gone.bytes >= bytes {
                     return Ok(page + 1);
                 }
             }
         }
-        *gone += self.drop_victims(victims)?;
+        *gone += drop_victims(dropper, victims)?;
         Ok(stretch.last + 1)
     }
+}
 
-    fn drop_victims(&self, victims: Option<Run>) -> io::Result<Dropped> {
-        let Some(victims) = victims else { return Ok(Dropped::default()) };
-        let mut gone = Dropped::default();
-        let mut from = victims.first;
-        while from <= victims.last {
-            let (dropped, until) = self.drop_claimed(Run { first: from, last: victims.last })?;
-            gone += dropped;
-            from = until + 1;
-        }
-        Ok(gone)
+fn drop_victims(dropper: &Dropper<'_>, victims: Option<Run>) -> io::Result<Dropped> {
+    let Some(victims) = victims else { return Ok(Dropped::default()) };
+    let mut gone = Dropped::default();
+    let mut from = victims.first;
+    while from <= victims.last {
+        let (dropped, until) = dropper.drop_head(Run { first: from, last: victims.last })?;
+        gone += dropped;
+        from = until + 1;
     }
+    Ok(gone)
 }

@@ -3,6 +3,7 @@
 
 use crate::budget::{Account, Budget};
 use crate::control::{Control, hex, named, temporary_name};
+use crate::dropping::Dropped;
 use crate::error::{Error, Result};
 use crate::format::SESSION_LOCK;
 use crate::format::{Header, Unreadable};
@@ -12,7 +13,7 @@ use crate::log;
 use crate::making::{Found, Wanted, begin_first, c_path, enter, finish, unfit};
 use crate::mirror::Mirror;
 use crate::options::CacheOptions;
-use crate::pair::{Dropped, Pair, Place, new_header};
+use crate::pair::{Pair, Place, new_header};
 use crate::range::Pages;
 use crate::sys::file::{self, Open};
 use crate::sys::lock::holder;
@@ -322,7 +323,7 @@ impl Directory {
         }
         let locked = file::reopen(listed.index.as_fd())?;
         let index = Index::map(locked, &listed.header, false)?;
-        let gone = Dropped { pages: index.census().0, bytes: index.recount_held() };
+        let gone = Dropped { pages: index.census().0, bytes: index.count_held() };
         file::unlink_at(dir, &listed.name)?;
         file::unlink_at(dir, &named(&listed.header.mirror, "data"))?;
         shared.budget.give_back(gone.bytes);

@@ -4,9 +4,10 @@
 use crate::budget::{Budget, MakeRoom};
 use crate::clock::TURNS;
 use crate::directory::Directory;
+use crate::dropping::Dropped;
 use crate::index::read_use;
 use crate::log;
-use crate::pair::{Dropped, Pair};
+use crate::pair::Pair;
 use crate::range::Run;
 use crate::stats::{COUNTS, Count};
 use crate::sync::Mutex;

@@ -122,7 +122,7 @@ impl Exact {
         let bytes = (before - blocks_in(&state.have, &region)) * BLOCK;
         state.held -= bytes.min(state.held);
         if let Some(account) = account {
-            account.release(bytes);
+            account.give_back(bytes);
         }
         Ok(())
     }
@@ -171,7 +171,7 @@ impl Drop for Exact {
     fn drop(&mut self) {
         if let Some(here) = self.here.peek() {
             if let Some(Some((_, Some(account)))) = here.files.get() {
-                account.release(here.state.lock().held);
+                account.give_back(here.state.lock().held);
             }
         }
     }
@@ -323,7 +323,7 @@ impl<'a> ExactRead<'a> {
         }
         state.held -= unused.min(state.held);
         if let Some((_, Some(account))) = self.exact.files() {
-            account.release(unused);
+            account.give_back(unused);
         }
         written.map(|()| true)
     }

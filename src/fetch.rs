@@ -382,13 +382,17 @@ impl<'a> Miss<'a> {
         Ok(true)
     }
 
-    /// Takes a page for which there is room. What a page holds that a dead fetcher left is counted already.
+    /// Takes a page for which there is room.
     fn take(&self, page: u64, room: &mut Room<'_>) -> Option<Word> {
+        room.spend(self.uncounted(page).unwrap_or(0));
+        self.pair.index().take(page)
+    }
+
+    /// What a page that is about to be taken costs. What a dead fetcher or dropper left of it is counted already.
+    fn uncounted(&self, page: u64) -> io::Result<u64> {
         let index = self.pair.index();
-        if index.load(page).is_ok_and(|word| word.state() == State::Absent) {
-            room.spend(cost(&self.pair.pages().bytes(page)));
-        }
-        index.take(page)
+        let counted = index.load(page)?.state() != State::Absent || index.is_left_counted(page);
+        Ok(if counted { 0 } else { cost(&self.pair.pages().bytes(page)) })
     }
 
     /// Takes one page that is fetched in pieces; `None` where it is not to be kept.
@@ -404,13 +408,8 @@ impl<'a> Miss<'a> {
 
     /// Reserves what the absent pages of a group will hold, making room as the policy says; `None` where there is none.
     fn reserve(&self, group: Run) -> io::Result<Option<Room<'a>>> {
-        let (pair, index, pages) = (self.pair, self.pair.index(), self.pair.pages());
-        let mut bytes = 0;
-        for page in group.first..=group.last {
-            if index.load(page)?.state() == State::Absent {
-                bytes += cost(&pages.bytes(page));
-            }
-        }
+        let (pair, index) = (self.pair, self.pair.index());
+        let bytes = (group.first..=group.last).map(|page| self.uncounted(page)).sum::<io::Result<u64>>()?;
         for last_try in [false, true] {
             if !index.hold(bytes, self.limits.file_limit) {
                 if last_try || !self.make_room_in_file(bytes)? {
@@ -471,9 +470,13 @@ impl<'a> Miss<'a> {
         }
     }
 
-    /// Gives back pages that were taken and not filled.
+    /// Gives back pages that were taken and not filled. Where another is dropping pages they stay taken, for the next who fetches them.
     fn undo(&self, run: Run, locked: Run) {
-        if let Err(error) = self.pair.drop_pages(run, locked).map(drop) {
+        let dropped = self.pair.dropper(Duration::ZERO).and_then(|dropper| match dropper {
+            Some(dropper) => dropper.drop_locked(run, locked).map(drop),
+            None => Ok(()),
+        });
+        if let Err(error) = dropped {
             log::warn(|| format!("{}: space of a page that was not stored stays used ({error})", self.pair.place().data.display()));
         }
     }

@@ -45,6 +45,32 @@ pub(crate) struct Index {
     opened_clean: bool,
 }
 
+/// What a dropper is at: one word, so that it is read whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) run: Run,
+    /// The bytes of those that are absent are in the budget still.
+    pub(crate) counted: bool,
+}
+
+impl Left {
+    /// `first page : 40 | pages : 23 | counted : 1`; 0: nothing.
+    fn encode(self) -> u64 {
+        self.run.first << 24 | (self.run.count() & 0x7f_ffff) << 1 | u64::from(self.counted)
+    }
+
+    fn decode(word: u64, pages: u64) -> Option<Left> {
+        let (first, count) = (word >> 24, word >> 1 & 0x7f_ffff);
+        let fits = count > 0 && first + count <= pages;
+        fits.then(|| Left { run: Run { first, last: first + count - 1 }, counted: word & 1 == 1 })
+    }
+
+    /// What is left of it after a page.
+    pub(crate) fn after(self, page: u64) -> Option<Left> {
+        (page < self.run.last).then(|| Left { run: Run { first: page + 1, last: self.run.last }, ..self })
+    }
+}
+
 /// Reads the header of an index and checks that the file is as long as it must be.
 pub(crate) fn read_header(file: BorrowedFd<'_>, stat: &Stat) -> io::Result<Result<Header, Unreadable>> {
     let mut bytes = vec![0; HEADER_LEN];
@@ -303,30 +329,49 @@ impl Index {
         let _ = self.map.word(AT_HELD).fetch_update(Ordering::SeqCst, Ordering::Acquire, |held| Some(held.saturating_sub(bytes)));
     }
 
-    /// Counts what the pages hold, and notes it: after an unclean end the note may be off by what was under way.
-    pub(crate) fn recount_held(&self) -> u64 {
+    /// Counts what the pages hold, and what a dropper that was killed left counted.
+    pub(crate) fn count_held(&self) -> u64 {
         let mut held = 0;
         self.each_allocated(|page, word| {
-            if word.state() != State::Absent {
+            if word.state() != State::Absent || self.is_left_counted(page) {
                 held += cost(&self.pages.bytes(page));
             }
         });
+        held
+    }
+
+    /// Counts anew what the pages hold, and notes it: after an unclean end the note may be off by what was under way. What a dropper
+    /// that was killed left is still to be punched, but counts no more.
+    pub(crate) fn recount_held(&self) -> u64 {
+        self.note_left(self.left_dropping().map(|left| Left { counted: false, ..left }));
+        let held = self.count_held();
         self.set(AT_HELD, held);
         held
     }
 
-    /// Notes which pages are about to be dropped: if the dropper is killed, the next one punches what it left.
-    pub(crate) fn note_dropping(&self, run: Option<Run>) {
-        let (first, end) = run.map_or((0, 0), |run| (run.first, run.last + 1));
-        self.set(AT_DROPPING, first);
-        self.set(AT_DROPPING + 8, end);
+    // ---- what is being dropped ----
+
+    /// Notes which pages are about to be dropped, none of them absent.
+    pub(crate) fn note_dropping(&self, run: Run) {
+        self.note_left(Some(Left { run, counted: true }));
     }
 
-    /// What a dropper that was killed had noted.
-    pub(crate) fn left_dropping(&self) -> Option<Run> {
-        let word = |at| self.map.word(at).load(Ordering::Acquire);
-        let (first, end) = (word(AT_DROPPING), word(AT_DROPPING + 8));
-        (first < end && end <= self.pages.count()).then(|| Run { first, last: end - 1 })
+    pub(crate) fn note_dropped(&self) {
+        self.note_left(None);
+    }
+
+    pub(crate) fn note_left(&self, left: Option<Left>) {
+        self.set(AT_DROPPING, left.map_or(0, Left::encode));
+    }
+
+    /// What a dropper is at, or was when it was killed.
+    pub(crate) fn left_dropping(&self) -> Option<Left> {
+        Left::decode(self.map.word(AT_DROPPING).load(Ordering::Acquire), self.pages.count())
+    }
+
+    /// Whether an absent page is counted still, as its dropper was killed. The caller has locked it, so no dropper is at it.
+    pub(crate) fn is_left_counted(&self, page: u64) -> bool {
+        self.left_dropping().is_some_and(|left| left.counted && (left.run.first..=left.run.last).contains(&page))
     }
 
     fn recency(&self, page: u64) -> Option<(&AtomicU32, u32)> {

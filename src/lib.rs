@@ -38,6 +38,7 @@ mod bypass;
 mod budget;
 // floor 3: the protocol
 mod pair;
+mod dropping;
 mod clock;
 mod fetch;
 mod exact;

@@ -2,10 +2,9 @@
 
 use crate::budget::Account;
 use crate::bypass::Bypass;
-use crate::format::{BLOCK, Crc32c, Header, State, Word, cost};
-use crate::hook;
+use crate::format::{Crc32c, Header, State, Word};
 use crate::index::{Index, now};
-use crate::lock::{Claim, INDEX_SESSION, PageLock, PageLocks, dropping};
+use crate::lock::{Claim, INDEX_SESSION, PageLocks};
 use crate::log;
 use crate::mirror::Mirror;
 use crate::options::DEFAULT_WAIT;
@@ -13,7 +12,7 @@ use crate::range::{Pages, Run};
 use crate::stats::{Count, Counters};
 use crate::sync::Mutex;
 use crate::sys::file;
-use crate::sys::fork::{ChildCloses, PerProcess};
+use crate::sys::fork::PerProcess;
 use crate::word;
 use std::collections::BTreeMap;
 use std::io;
@@ -21,7 +20,6 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 /// What a handle takes on trust.
 #[derive(Debug, Clone, Copy, Default)]
@@ -63,21 +61,6 @@ pub(crate) struct Pair {
     identity: (u64, u64),
 }
 
-/// What was dropped.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Dropped {
-    pub(crate) pages: u64,
-    /// As the budget counts them.
-    pub(crate) bytes: u64,
-}
-
-impl std::ops::AddAssign for Dropped {
-    fn add_assign(&mut self, more: Dropped) {
-        self.pages += more.pages;
-        self.bytes += more.bytes;
-    }
-}
-
 /// What came of comparing a page.
 enum Checked {
     /// It matched, and so many bytes of it were copied.
@@ -87,9 +70,6 @@ enum Checked {
     /// It does not match, or cannot be read: not a hit.
     Unfit,
 }
-
-/// How long a discard waits for an evictor of the same pair.
-const DROPPING_WAIT: Duration = Duration::from_millis(500);
 
 /// Copies that are tried again before a page under change is left to the miss path.
 const TRIES: u32 = 8;
@@ -305,182 +285,6 @@ impl Pair {
         log::warn(|| format!("{}: page {page} cannot be read ({error}): read from the source", self.place.data.display()));
     }
 
-    /// The right to drop pages; `None` where they are frozen or another is at it.
-    pub(crate) fn dropping(&self, wait: Duration) -> io::Result<Option<ChildCloses>> {
-        if self.index.is_fixed() || !self.mirror.can_punch() {
-            return Ok(None);
-        }
-        let right = dropping(self.index.file(), wait)?;
-        if let (Some(_), Some(left)) = (&right, self.index.left_dropping()) {
-            self.punch_left(left)?;
-        }
-        Ok(right)
-    }
-
-    /// Punches what a dropper that was killed made absent and did not punch. Its bytes were given back with its slot.
-    fn punch_left(&self, run: Run) -> io::Result<()> {
-        let mut from = run.first;
-        while from <= run.last {
-            match self.claim(Run { first: from, last: run.last })? {
-                Claim::Busy { until, .. } => from = until + 1,
-                Claim::Held(lock) => {
-                    let mut page = lock.run().first;
-                    while page <= lock.run().last {
-                        match self.absent_head(Run { first: page, last: lock.run().last })? {
-                            Some(absent) if self.index.load(page)?.state() == State::Absent => {
-                                let absent = self.truly_absent(absent)?;
-                                self.mirror.punch(self.hole(absent, lock.run())?.0)?;
-                                page = absent.last + 1;
-                            }
-                            _ => page += 1,
-                        }
-                    }
-                    from = lock.run().last + 1;
-                }
-            }
-        }
-        self.index.note_dropping(None);
-        Ok(())
-    }
-
-    /// The pages that a run begins with and that nobody has ever taken, or that were dropped.
-    fn truly_absent(&self, run: Run) -> io::Result<Run> {
-        let mut last = run.first;
-        while last < run.last && self.index.load(last + 1)?.state() == State::Absent {
-            last += 1;
-        }
-        Ok(Run { first: run.first, last })
-    }
-
-    /// Drops the pages of a run that nobody is fetching or has pinned; none where the pair is frozen.
-    pub(crate) fn discard(&self, run: Run) -> io::Result<Dropped> {
-        let mut gone = Dropped::default();
-        let Some(_right) = self.dropping(DROPPING_WAIT)? else { return Ok(gone) };
-        let mut from = run.first;
-        while from <= run.last {
-            let Some(stretch) = self.index.next_allocated(from) else { break };
-            if stretch.first > run.last {
-                break;
-            }
-            let stretch = Run { first: stretch.first, last: stretch.last.min(run.last) };
-            let (dropped, until) = self.drop_claimed(stretch)?;
-            gone += dropped;
-            from = until + 1;
-        }
-        Ok(gone)
-    }
-
-    /// Drops the pages that a run begins with and that nobody holds; also returns the last page that it is done with. The caller has
-    /// the right to drop.
-    pub(crate) fn drop_claimed(&self, run: Run) -> io::Result<(Dropped, u64)> {
-        match self.claim(run)? {
-            Claim::Busy { until, .. } => Ok((Dropped::default(), until)),
-            Claim::Held(lock) => {
-                self.index.before_change()?;
-                self.index.note_dropping(Some(lock.run()));
-                let dropped = self.drop_pages(lock.run(), lock.run())?;
-                self.index.note_dropping(None);
-                Ok((dropped, lock.run().last))
-            }
-        }
-    }
-
-    /// Makes pages absent and punches them, neighbours together. The caller has locked the pages of `locked`.
-    pub(crate) fn drop_pages(&self, run: Run, locked: Run) -> io::Result<Dropped> {
-        let mut gone = Dropped::default();
-        let mut hole: Option<Run> = None;
-        for page in run.first..=run.last {
-            if self.index.load(page)?.state() == State::Absent || !self.give_up(page) {
-                gone += self.punch(hole.take(), locked)?;
-                continue;
-            }
-            if let Some(account) = &self.account {
-                account.retire(cost(&self.pages().bytes(page)));
-            }
-            hole = Some(Run { first: hole.map_or(page, |hole| hole.first), last: page });
-        }
-        gone += self.punch(hole, locked)?;
-        Ok(gone)
-    }
-
-    /// Punches pages that are absent now, and only then gives their bytes back.
-    fn punch(&self, run: Option<Run>, locked: Run) -> io::Result<Dropped> {
-        let Some(run) = run else { return Ok(Dropped::default()) };
-        let (hole, _neighbours) = self.hole(run, locked)?;
-        hook::widen();
-        self.mirror.punch(hole)?;
-        let bytes = (run.first..=run.last).map(|page| cost(&self.pages().bytes(page))).sum();
-        self.index.let_go(bytes);
-        if let Some(account) = &self.account {
-            account.give_back(bytes);
-        }
-        Ok(Dropped { pages: run.count(), bytes })
-    }
-
-    /// What to punch for a run: a hole over part of a block frees nothing, so where pages do not end with blocks the hole reaches over
-    /// those neighbours in the same blocks that are absent, whose locks it keeps meanwhile. A neighbour that is there, or being
-    /// fetched, answers for the block itself.
-    fn hole(&self, run: Run, locked: Run) -> io::Result<(Range<u64>, [Option<PageLock<'_>>; 2])> {
-        let pages = self.pages();
-        let mut hole = pages.bytes_of(run);
-        let mut locks = [None, None];
-        let block = hole.start / BLOCK * BLOCK;
-        if block < hole.start && run.first > 0 {
-            let neighbours = Run { first: pages.page_of(block), last: run.first - 1 };
-            if let Some(lock) = self.lock_absent(neighbours, locked)? {
-                (hole.start, locks[0]) = (block, lock);
-            }
-        }
-        let end = hole.end.next_multiple_of(BLOCK);
-        if hole.end == pages.size {
-            hole.end = end; // past the end there is nobody
-        } else if end > hole.end {
-            let neighbours = Run { first: run.last + 1, last: pages.page_of(end.min(pages.size) - 1) };
-            if let Some(lock) = self.lock_absent(neighbours, locked)? {
-                (hole.end, locks[1]) = (end, lock);
-            }
-        }
-        Ok((hole, locks))
-    }
-
-    /// Locks what of a run is not locked yet, if all of the run is absent; the outer `None` where that is not so.
-    #[expect(clippy::option_option, reason = "there may be nothing to lock")]
-    fn lock_absent(&self, run: Run, locked: Run) -> io::Result<Option<Option<PageLock<'_>>>> {
-        let outside = if run.last < locked.first || run.first > locked.last {
-            Some(run)
-        } else if run.first < locked.first {
-            Some(Run { first: run.first, last: locked.first - 1 })
-        } else if run.last > locked.last {
-            Some(Run { first: locked.last + 1, last: run.last })
-        } else {
-            None
-        };
-        let lock = match outside.map(|outside| self.claim(outside)).transpose()? {
-            None => None,
-            Some(Claim::Held(lock)) if Some(lock.run()) == outside => Some(lock),
-            Some(_) => return Ok(None),
-        };
-        for page in run.first..=run.last {
-            if self.index.load(page)?.state() != State::Absent {
-                return Ok(None);
-            }
-        }
-        Ok(Some(lock))
-    }
-
-    /// A reader may stamp or mistrust the page meanwhile, so this tries until the word holds still.
-    fn give_up(&self, page: u64) -> bool {
-        while let Ok(word) = self.index.load(page) {
-            if word.state() == State::Absent {
-                return false;
-            }
-            if self.index.give_up(page, word) {
-                return true;
-            }
-        }
-        false
-    }
-
     /// The last closer of a session makes the pair durable and says so; everyone else just leaves.
     fn end_session(&mut self) -> io::Result<()> {
         if self.index.is_fixed() || (!self.index.is_lasting() && self.account.is_none()) {
@@ -495,7 +299,7 @@ impl Pair {
         self.index.leave_session(fresh);
         let Some(_gate) = INDEX_SESSION.is_deserted(self.index.file(), DEFAULT_WAIT)? else { return Ok(()) };
         if !self.index.is_lasting() {
-            self.release_all(self.index.take_held());
+            self.give_back(self.index.take_held());
             return Ok(());
         }
         if file::stat(self.index.file())?.links == 0 {
@@ -507,9 +311,10 @@ impl Pair {
         self.make_durable()
     }
 
-    fn release_all(&self, bytes: u64) {
+    /// Gives bytes that no page holds any more back to the directory.
+    pub(crate) fn give_back(&self, bytes: u64) {
         if let Some(account) = &self.account {
-            account.release(bytes);
+            account.give_back(bytes);
         }
     }
 
@@ -532,11 +337,11 @@ impl Pair {
 
     /// Removes the files of a pair that was removed while it was open. Inside the gate, likewise.
     fn take_away(&self) -> io::Result<()> {
-        let held = self.index.recount_held();
+        let held = self.index.count_held();
         for path in [&self.place.index, &self.place.data] {
             std::fs::remove_file(path)?;
         }
-        self.release_all(held);
+        self.give_back(held);
         Ok(())
     }
 }
