@@ -19,9 +19,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-/// Gives up pages of a directory until so many bytes are free, or nothing is left to give up.
+/// Who gives up pages of a directory.
 pub(crate) trait MakeRoom: Send + Sync + std::fmt::Debug {
+    /// Until so many bytes are free within the limit, or nothing is left to give up.
     fn make_room(&self, bytes: u64);
+
+    /// So many bytes, although the limit has room for more. Returns how many it was.
+    fn give_up(&self, bytes: u64) -> u64;
 }
 
 /// The budget of an open directory.
@@ -171,6 +175,11 @@ impl Budget {
             }
         }
         self.lacking(bytes) == 0
+    }
+
+    /// The disk is full below the limit: gives up what is there. Returns how many bytes that was.
+    pub(crate) fn give_up(&self, bytes: u64) -> u64 {
+        self.evictor.get().and_then(Weak::upgrade).map_or(0, |evictor| evictor.give_up(bytes))
     }
 
     pub(crate) fn lock_evictor(&self, wait: Duration) -> io::Result<Option<DirectoryLock>> {

@@ -109,6 +109,14 @@ impl Directory {
                 )
             });
             None
+        } else if let Some(kind) = file::unshareable(fd.as_fd()) {
+            log::warn(|| {
+                let path = path.display();
+                format!(
+                    "cache directory {path} is on {kind}, whose locks are not to be relied on: files are cached for this process alone; name one on a local disk"
+                )
+            });
+            None
         } else {
             let shared = Shared::open(&path, &fd, options, wait);
             shared

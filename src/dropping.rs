@@ -75,7 +75,8 @@ impl Pair {
         Ok((Run { first: run.first, last }, first))
     }
 
-    fn cost_of(&self, run: Run) -> u64 {
+    /// What the pages of a run cost.
+    pub(crate) fn cost_of(&self, run: Run) -> u64 {
         (run.first..=run.last).map(|page| cost(&self.pages().bytes(page))).sum()
     }
 }

@@ -45,6 +45,12 @@ impl MakeRoom for Evictor {
             }
         }
     }
+
+    fn give_up(&self, bytes: u64) -> u64 {
+        let Some(shared) = self.directory.shared() else { return 0 };
+        let Ok(Some(_alone)) = shared.budget.lock_evictor(EVICTOR_WAIT) else { return 0 };
+        self.free(&shared.budget, bytes.max(shared.budget.portion())).bytes
+    }
 }
 
 /// What goes before what. Lower goes first.
@@ -113,7 +119,7 @@ impl Evictor {
     }
 
     /// Frees bytes, by rank.
-    fn free(&self, budget: &Budget, bytes: u64) {
+    fn free(&self, budget: &Budget, bytes: u64) -> Dropped {
         let mut plan = self.plan.get().lock();
         let old = plan.serves_until.is_none_or(|until| Instant::now() > until);
         if old {
@@ -129,6 +135,7 @@ impl Evictor {
         if let Some(shared) = self.directory.shared() {
             shared.control.count(&news);
         }
+        gone
     }
 
     /// Gives up what a plan says, closed pairs in their order and then pages of open ones.

@@ -45,6 +45,8 @@ pub(crate) struct Miss<'a> {
     refusals: u32,
     /// The local disk failed this miss once: the rest is not kept.
     faulty: bool,
+    /// The disk was full once, and pages were given up for it.
+    freed: bool,
     waited: bool,
     passed: bool,
 }
@@ -101,6 +103,7 @@ impl<'a> Miss<'a> {
     ) -> Miss<'a> {
         let left = Intervals::of(from + done as u64..from + out.len() as u64);
         let buffer = pair.local().buffers.lock().pop().unwrap_or_default();
+        let faulty = pair.mirror().reads.is_open() || !pair.mirror().stores.allows();
         Miss {
             pair,
             limits,
@@ -113,7 +116,8 @@ impl<'a> Miss<'a> {
             work: Work::Nothing,
             waiting: None,
             refusals: 0,
-            faulty: false,
+            faulty,
+            freed: false,
             waited: false,
             passed: false,
         }
@@ -316,17 +320,34 @@ impl<'a> Miss<'a> {
                 first += 1;
                 continue;
             };
-            match self.store_group(group, run) {
-                Ok(true) => first = group.last + 1,
-                // Not all of it has room: a page at a time, as far as that goes.
-                Ok(false) if group.count() > 1 => match self.store_group(Run::one(first), run) {
-                    Ok(true) => first += 1,
-                    Ok(false) => return self.count_passed(),
-                    Err(error) => return self.fault("a page cannot be stored", &error),
-                },
-                Ok(false) => return self.count_passed(),
+            match self.store_head(group, run) {
+                Ok(Some(last)) => first = last + 1,
+                Ok(None) => return self.count_passed(),
+                Err(error) if is_full(&error) && self.free_disk(group) => {}
                 Err(error) => return self.fault("a page cannot be stored", &error),
             }
+        }
+    }
+
+    /// Stores a group, or, where not all of it has room, its first page. Returns the last page stored; `None` where there is no room.
+    fn store_head(&self, group: Run, run: Run) -> io::Result<Option<u64>> {
+        if self.store_group(group, run)? {
+            return Ok(Some(group.last));
+        }
+        Ok((group.count() > 1 && self.store_group(Run::one(group.first), run)?).then_some(group.first))
+    }
+
+    /// The disk is full, whatever the limits say: gives up pages for a group, once a miss.
+    fn free_disk(&mut self, group: Run) -> bool {
+        if std::mem::replace(&mut self.freed, true) {
+            return false;
+        }
+        let bytes = self.pair.cost_of(group);
+        match (self.limits.when_full, self.pair.account()) {
+            (WhenFull::Stop, _) => false,
+            (WhenFull::Flush, _) => self.flush().unwrap_or(false),
+            (WhenFull::Evict, Some(account)) => account.budget().give_up(bytes) > 0,
+            (WhenFull::Evict, None) => self.pair.sweep(bytes, crate::clock::TURNS).is_ok_and(|gone| gone.pages > 0),
         }
     }
 
@@ -378,6 +399,7 @@ impl<'a> Miss<'a> {
                 self.publish(page, taken, crc);
             }
         }
+        self.pair.mirror().stores.worked(self.pair.place().data.display());
         index.beat(group);
         Ok(true)
     }
@@ -561,7 +583,7 @@ impl<'a> Miss<'a> {
     fn fault(&mut self, what: &str, error: &io::Error) {
         self.faulty = true;
         self.count_passed();
-        log::warn(|| format!("{}: {what} ({error}): read from the source, not kept", self.pair.place().data.display()));
+        self.pair.mirror().stores.failed(self.pair.place().data.display(), what, error);
     }
 
     /// Waits for another to finish with a page. False when it has not moved for as long as one waits.
@@ -646,6 +668,11 @@ enum Attempt<'a> {
     Held(PageLock<'a>),
     Busy { until: u64, pinned: bool },
     Present,
+}
+
+/// No space, or no quota.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 /// Buffers kept for the next miss of the same pair.

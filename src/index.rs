@@ -110,8 +110,26 @@ pub(crate) fn write_new(file: BorrowedFd<'_>, header: &Header) -> io::Result<()>
     session(AT_OPENED, 1 << 1);
     session(AT_DURABLE, 1);
     session(AT_SOUND_SINCE, 1);
-    file::set_len(file, index_len(pages.count()))?;
+    let len = index_len(pages.count());
+    file::set_len(file, len)?;
+    if file::allocate(file, 0..HEADER_LEN as u64).is_err_and(|error| file::is_unsupported(&error)) {
+        fill(file, len)?;
+    }
     file::write_at(file, &bytes, 0)
+}
+
+/// The largest index that is written out where the file system cannot allocate: 8 million pages.
+const LARGEST_FILLED: u64 = 64 << 20;
+
+/// Gives a new index all of its blocks, as zeros.
+fn fill(file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+    if len > LARGEST_FILLED {
+        return Err(io::Error::other(
+            "this file system cannot allocate blocks (fallocate), and the index is too large to be filled",
+        ));
+    }
+    let zeros = vec![0; STRETCH as usize];
+    (0..len).step_by(zeros.len()).try_for_each(|at| file::write_at(file, &zeros[..(len - at).min(STRETCH) as usize], at))
 }
 
 impl Index {
@@ -429,7 +447,11 @@ impl Index {
         let bit = 1 << (stretch % 64);
         if seen.load(Ordering::Acquire) & bit == 0 {
             let end = ((stretch + 1) * STRETCH).min(index_len(self.pages.count()));
-            file::allocate(self.file(), (stretch * STRETCH).max(AT_BEATS)..end)?;
+            match file::allocate(self.file(), (stretch * STRETCH).max(AT_BEATS)..end) {
+                // Its maker filled it.
+                Err(error) if file::is_unsupported(&error) && file::stat(self.file()).is_ok_and(|stat| stat.has_no_hole()) => {}
+                allocated => allocated?,
+            }
             seen.fetch_or(bit, Ordering::AcqRel);
         }
         Ok(())

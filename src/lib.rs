@@ -31,6 +31,7 @@ mod stats;
 mod control;
 mod word;
 mod index;
+mod breaker;
 mod mirror;
 mod lock;
 mod source;

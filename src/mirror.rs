@@ -1,6 +1,7 @@
 //! The sparse data file: byte n of the remote file is byte n of the mirror. Written by `pwrite` only, read by `pread`, or from a map
 //! where a handle asked for that.
 
+use crate::breaker::Breaker;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::file;
 use crate::sys::map::WholeMap;
@@ -14,11 +15,14 @@ pub(crate) struct Mirror {
     /// 0: not known yet, 1: no, 2: yes. No lock: a child may be forked while another thread finds out.
     can_punch: AtomicU32,
     map: WholeMap,
+    /// Hits, and pages stored: a disk that is full can be read.
+    pub(crate) reads: Breaker,
+    pub(crate) stores: Breaker,
 }
 
 impl Mirror {
     pub(crate) fn new(file: OwnedFd) -> Mirror {
-        Mirror { file, can_punch: AtomicU32::new(0), map: WholeMap::new() }
+        Mirror { file, can_punch: AtomicU32::new(0), map: WholeMap::new(), reads: Breaker::default(), stores: Breaker::default() }
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {

@@ -159,6 +159,9 @@ impl Pair {
     /// Copies bytes from `from` on as far as their pages are present; returns how many. One system call, no lock, no allocation.
     pub(crate) fn copy_out(&self, from: u64, out: &mut [u8], trust: Trust, counters: &Counters) -> usize {
         let mut done = 0;
+        if !self.mirror.reads.allows() {
+            return 0;
+        }
         while done < out.len() {
             let (at, rest) = (from + done as u64, &mut out[done..]);
             let copied = if self.pages().touched(&(at..at + rest.len() as u64)).count() == 1 {
@@ -208,13 +211,14 @@ impl Pair {
             match word::copy(&seen[..count], words, || self.mirror.copy(&mut out[..len], from, trust.map)) {
                 Ok(false) => {}
                 Ok(true) => {
+                    self.mirror.reads.worked(self.place.data.display());
                     for page in run.first..=run.last {
                         self.index.warm(page);
                     }
                     return len;
                 }
                 Err(error) => {
-                    self.say_unreadable(run.first, &error);
+                    self.note_unreadable(run.first, &error);
                     return 0;
                 }
             }
@@ -243,7 +247,7 @@ impl Pair {
             Ok(true) => {}
             Ok(false) => return Checked::Changed,
             Err(error) => {
-                self.say_unreadable(page, &error);
+                self.note_unreadable(page, &error);
                 if error.kind() == io::ErrorKind::UnexpectedEof {
                     self.mistrust(page, word, counters);
                 }
@@ -254,6 +258,7 @@ impl Pair {
             self.mistrust(page, word, counters);
             return Checked::Unfit;
         }
+        self.mirror.reads.worked(self.place.data.display());
         counters.one(Count::PagesVerified);
         if word.state() != State::Verified || word.epoch() != self.index.epoch() {
             self.index.stamp(page, word);
@@ -281,8 +286,13 @@ impl Pair {
         }
     }
 
-    fn say_unreadable(&self, page: u64, error: &io::Error) {
-        log::warn(|| format!("{}: page {page} cannot be read ({error}): read from the source", self.place.data.display()));
+    fn note_unreadable(&self, page: u64, error: &io::Error) {
+        let path = self.place.data.display();
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            log::warn(|| format!("{path}: ends before page {page}: someone cut it off; read from the source"));
+        } else {
+            self.mirror.reads.failed(path, format_args!("page {page} cannot be read"), error);
+        }
     }
 
     /// The last closer of a session makes the pair durable and says so; everyone else just leaves.

@@ -47,7 +47,13 @@ pub(crate) fn pair_at(data: &Path, index: &Path, wanted: Wanted<'_>, frozen: boo
             (_, Err(error)) => return Err(Error::io(index.display().to_string(), error)),
         };
         match found {
-            Ok(Found::Pair(pair)) => return Ok(Some(pair)),
+            Ok(Found::Pair(pair)) => {
+                if let Some(kind) = file::unshareable(pair.index().file()).filter(|_| !frozen) {
+                    let path = index.display();
+                    log::warn(|| format!("{path} is on {kind}: never open it from a second machine, its locks do not reach there"));
+                }
+                return Ok(Some(pair));
+            }
             Ok(Found::Again) if Instant::now() < deadline + wait => {}
             Ok(Found::Again) => return Err(Error::Exists(format!("{}: replaced again and again", index.display()))),
             Ok(Found::Damaged(what)) => {

@@ -43,6 +43,11 @@ impl Stat {
         self.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
+    /// By its count of blocks.
+    pub(crate) fn has_no_hole(&self) -> bool {
+        self.allocated >= self.size
+    }
+
     /// Ours, and nobody else may write it.
     pub(crate) fn is_ours(&self) -> bool {
         self.owner == effective_user() && self.mode & 0o022 == 0
@@ -167,16 +172,35 @@ pub(crate) fn stat_at(dir: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<St
     Ok(Stat::of(unsafe { raw.assume_init_ref() }))
 }
 
-/// Whether the file lies in memory, where reading a hole of a map takes space and may raise SIGBUS.
-pub(crate) fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+fn kind_of_file_system(file: BorrowedFd<'_>) -> io::Result<i64> {
     let mut raw = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: room for one statfs.
-    if check(|| unsafe { libc::fstatfs(file.as_raw_fd(), raw.as_mut_ptr()) }).is_err() {
-        return true; // the careful answer
-    }
+    check(|| unsafe { libc::fstatfs(file.as_raw_fd(), raw.as_mut_ptr()) })?;
     // SAFETY: filled by the call, which did not fail.
-    let kind = unsafe { raw.assume_init_ref() }.f_type;
-    kind == libc::TMPFS_MAGIC || kind == 0x8584_58f6 // ramfs
+    #[allow(clippy::unnecessary_cast, reason = "f_type is of other types on other machines")]
+    Ok(unsafe { raw.assume_init_ref() }.f_type as i64 & 0xffff_ffff)
+}
+
+/// Whether the file lies in memory, where reading a hole of a map takes space and may raise SIGBUS.
+pub(crate) fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+    // An error: the careful answer. (tmpfs, ramfs)
+    kind_of_file_system(file).map_or(true, |kind| matches!(kind, 0x0102_1994 | 0x8584_58f6))
+}
+
+/// The name of a file system on which locks and maps are not what other machines or processes see, so that no directory can be shared
+/// there; `None` on a local one. Numbers: statfs(2) and linux/magic.h.
+pub(crate) fn unshareable(file: BorrowedFd<'_>) -> Option<&'static str> {
+    match kind_of_file_system(file).ok()? {
+        0x6969 => Some("NFS"),
+        0x6573_5546 => Some("FUSE"),
+        0xff53_4d42 | 0xfe53_4d42 | 0x517b => Some("SMB"),
+        0x0102_1997 => Some("9p"),
+        0x5346_414f | 0x6b41_4653 => Some("AFS"),
+        0x00c3_6400 => Some("Ceph"),
+        0x0bd0_0bd0 => Some("Lustre"),
+        0x4750_4653 => Some("GPFS"),
+        _ => None,
+    }
 }
 
 /// Bytes of the file system that this user may still take.
@@ -242,6 +266,11 @@ pub(crate) fn allocate(file: BorrowedFd<'_>, stretch: Range<u64>) -> io::Result<
     let how = libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: an open descriptor.
     signal::without_file_size(|| check(|| unsafe { libc::fallocate(file.as_raw_fd(), how, from, len) }).map(drop))
+}
+
+/// Whether a file system does not know how to do what it was asked for.
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }
 
 /// Gives a stretch's blocks back; it reads as zeros from then on.
