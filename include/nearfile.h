@@ -28,7 +28,7 @@
  * Fork. Handles opened before fork() work in the child, whose misses open connections of their own; close them there or not.
  *
  * Hard limits
- *   - Linux, local file systems with hole punching (ext4, xfs, btrfs, tmpfs). Never put a cache directory on NFS or FUSE.
+ *   - Linux, local file systems with hole punching (ext4, xfs, btrfs, tmpfs). A directory on NFS, FUSE or SMB is not shared between processes.
  *   - The remote file must not change under one version: give its ETag or generation as version, and another content is another
  *     near copy. What the source returns under one version is trusted.
  *   - The mirror of a file is never written, renamed or truncated by anyone else; a truncated index kills who has it mapped.

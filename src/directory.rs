@@ -288,7 +288,7 @@ impl Directory {
         let mirror = made.inspect_err(|error| {
             log::warn(|| format!("{}: no private file there ({error}): nothing is kept", self.path.display()))
         });
-        Some((Mirror::new(mirror.ok()?), self.account(true)))
+        Some((Mirror::new(mirror.ok()?, None), self.account(true)))
     }
 
     /// The pairs of the directory that can be used, in no order, one open at a time.
@@ -413,7 +413,7 @@ fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>, account: Option<Account>) ->
     let path = |fd: BorrowedFd<'_>| PathBuf::from(OsStr::from_bytes(file::descriptor_path(fd.as_raw_fd()).as_bytes()));
     let place = Place { data: path(mirror.as_fd()), index: path(index.file()), parents: Vec::new() };
     let stat = file::stat(index.file())?;
-    Ok(Pair::new(index, Mirror::new(mirror), place, account, (stat.device, stat.inode)))
+    Ok(Pair::new(index, Mirror::new(mirror, None), place, account, (stat.device, stat.inode)))
 }
 
 fn unnamed(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {

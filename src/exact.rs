@@ -19,7 +19,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -78,7 +78,8 @@ impl Exact {
     /// Where this process's mirror can be opened.
     pub(crate) fn path(&self) -> Option<&Path> {
         let mirror = self.mirror()?;
-        let path = || PathBuf::from(OsStr::from_bytes(file::descriptor_path(mirror.file().as_raw_fd()).as_bytes()));
+        let descriptor = mirror.file().ok()?.as_fd().as_raw_fd();
+        let path = || PathBuf::from(OsStr::from_bytes(file::descriptor_path(descriptor).as_bytes()));
         Some(self.here.get().path.get_or_init(path))
     }
 

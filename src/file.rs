@@ -17,7 +17,6 @@ use crate::range::{Pages, Run};
 use crate::source::{Pool, Source};
 use crate::stats::{Count, Counters, Stats};
 use crate::sync::{AtomicU64, Ordering};
-use crate::sys::map::Window;
 use std::io::{self, SeekFrom};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -298,7 +297,7 @@ impl File {
     pub fn preserve(&self, path: &Path) -> Result<()> {
         self.freeze()?;
         shield(|| match &self.shared.near {
-            Near::Paged(pair) => preserve(&pair.keepsake(), path),
+            Near::Paged(pair) => preserve(&pair.keepsake().map_err(|error| Error::io("preserve", error))?, path),
             Near::Exact(exact) => match exact.mirror() {
                 Some(mirror) => {
                     preserve(&exact_keepsake(exact, mirror, self.size()).map_err(|error| Error::io("preserve", error))?, path)
@@ -508,7 +507,7 @@ fn exact_keepsake<'a>(exact: &Exact, mirror: &'a Mirror, size: u64) -> io::Resul
             kept.push((page, crc32c(&buffer)));
         }
     }
-    Ok(Keepsake { header: new_header(&[], &[], pages, [0; 16]), mirror: mirror.file(), pages: kept })
+    Ok(Keepsake { header: new_header(&[], &[], pages, [0; 16]), mirror: mirror.file()?, pages: kept })
 }
 
 impl Drop for Shared {
@@ -527,7 +526,7 @@ impl Drop for Shared {
 
 impl Pair {
     /// The present pages, as they are to be kept. The caller has frozen the pair.
-    fn keepsake(&self) -> Keepsake<'_> {
+    fn keepsake(&self) -> io::Result<Keepsake<'_>> {
         let mut pages = Vec::new();
         self.index().each_allocated(|page, word| {
             if word.is_present() {
@@ -535,7 +534,7 @@ impl Pair {
             }
         });
         let header = Header { mirror: [0; 16], ..self.index().header().clone() };
-        Keepsake { header, mirror: self.mirror().file(), pages }
+        Ok(Keepsake { header, mirror: self.mirror().file()?, pages })
     }
 
     /// Locks and maps a range of which every page stands; `None` where one does not, or cannot be locked.
@@ -551,7 +550,7 @@ impl Pair {
         if !(run.first..=run.last).all(stands) {
             return None;
         }
-        let window = Window::of(self.mirror().file(), range.clone()).ok()?;
+        let window = self.mirror().window(range.clone()).ok()?;
         Some(Pin::mapped(window, (range.end - range.start) as usize, lock, Arc::clone(self)))
     }
 

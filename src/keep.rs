@@ -4,16 +4,17 @@ use crate::error::{Error, Result};
 use crate::format::Header;
 use crate::index::{self, Index};
 use crate::sys::file::{self, Open};
+use crate::sys::spare::Held;
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// What is to be kept: pages with their checksums, of a mirror that does not give them up meanwhile.
 pub(crate) struct Keepsake<'a> {
     pub(crate) header: Header,
-    pub(crate) mirror: BorrowedFd<'a>,
+    pub(crate) mirror: Held<'a>,
     pub(crate) pages: Vec<(u64, u32)>,
 }
 
@@ -92,7 +93,7 @@ impl Drop for Beside {
 
 /// Shares the blocks where the file system can (holes stay holes), else copies the pages that are kept.
 fn copy_data(keepsake: &Keepsake<'_>, to: &OwnedFd) -> io::Result<()> {
-    if file::clone_whole(keepsake.mirror, to.as_fd()).is_ok() {
+    if file::clone_whole(keepsake.mirror.as_fd(), to.as_fd()).is_ok() {
         return Ok(());
     }
     file::set_len(to.as_fd(), keepsake.header.size)?;
@@ -102,7 +103,7 @@ fn copy_data(keepsake: &Keepsake<'_>, to: &OwnedFd) -> io::Result<()> {
         let end = (at + keepsake.header.page_size).min(keepsake.header.size);
         while at < end {
             let len = buffer.len().min((end - at) as usize);
-            let got = file::read_at(keepsake.mirror, &mut buffer[..len], at)?;
+            let got = file::read_at(keepsake.mirror.as_fd(), &mut buffer[..len], at)?;
             if got == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -117,7 +118,7 @@ fn copy_data(keepsake: &Keepsake<'_>, to: &OwnedFd) -> io::Result<()> {
 fn write_index(keepsake: &Keepsake<'_>, to: &OwnedFd) -> io::Result<()> {
     index::write_new(to.as_fd(), &keepsake.header)?;
     let mut index = Index::map(file::reopen(to.as_fd())?, &keepsake.header, true)?;
-    index.begin_first_session(&file::stat(keepsake.mirror)?);
+    index.begin_first_session(&file::stat(keepsake.mirror.as_fd())?);
     for &(page, crc) in &keepsake.pages {
         index.import(page, crc)?;
     }

@@ -3,7 +3,7 @@
 use crate::format::{DIRECTORY_GATE, DIRECTORY_SESSION, FREEZE_LOCK, LOCK_BASE, SESSION_GATE, SESSION_LOCK};
 use crate::hook;
 use crate::range::Run;
-use crate::sync::Mutex;
+use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
 use crate::sys::lock::{Holder, Kind, holder, try_lock, unlock};
@@ -11,8 +11,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Descriptions kept for the next fetch of the same file.
+/// Descriptions kept for the next fetch of the same file, and of all files of the process.
 const KEPT: usize = 4;
+const KEPT_OF_ALL: u32 = 8;
+
+/// How many are kept.
+static ALL_KEPT: PerProcess<AtomicU32> = PerProcess::new();
 
 /// The locks of one index's pages. Nobody waits here: a page is claimed at once or not at all.
 #[derive(Debug)]
@@ -48,7 +52,10 @@ impl PageLocks {
     pub(crate) fn claim(&self, index: BorrowedFd<'_>, run: Run) -> io::Result<Claim<'_>> {
         let kept = self.free.get().lock().pop();
         let description = match kept {
-            Some(description) => description,
+            Some(description) => {
+                ALL_KEPT.get().fetch_sub(1, Ordering::Relaxed);
+                description
+            }
             None => ChildCloses::open(|| file::reopen(index))?,
         };
         let mut lock = PageLock { locks: self, description: Some(description), run, locked_to: run.last };
@@ -70,6 +77,14 @@ impl PageLocks {
         }
         lock.give_back();
         Ok(Claim::Busy { until: run.first, pinned: false })
+    }
+}
+
+impl Drop for PageLocks {
+    fn drop(&mut self) {
+        if let Some(free) = self.free.peek() {
+            ALL_KEPT.get().fetch_sub(u32::try_from(free.lock().len()).unwrap_or(0), Ordering::Relaxed);
+        }
     }
 }
 
@@ -122,7 +137,9 @@ impl PageLock<'_> {
     fn give_back(&mut self) {
         if let Some(description) = self.description.take() {
             let mut free = self.locks.free.get().lock();
-            if free.len() < KEPT {
+            let all = ALL_KEPT.get();
+            if free.len() < KEPT && all.load(Ordering::Relaxed) < KEPT_OF_ALL {
+                all.fetch_add(1, Ordering::Relaxed);
                 free.push(description);
             }
         }

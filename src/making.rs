@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::Header;
 use crate::index::{self, Index};
 use crate::lock::{Entry, INDEX_SESSION};
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, Name};
 use crate::pair::{Pair, Place};
 use crate::range::Pages;
 use crate::sys::file::{self, Stat};
@@ -102,7 +102,13 @@ pub(crate) fn enter(
 
 pub(crate) fn finish(index: Index, mirror: OwnedFd, place: Place, account: Option<Account>) -> io::Result<Found> {
     let stat = file::stat(index.file())?;
-    let pair = Pair::new(index, Mirror::new(mirror), place, account, (stat.device, stat.inode));
+    let named = place.data.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
+    let identity = file::identity(mirror.as_fd()).ok().flatten();
+    let name = match (place.parents.first(), named, identity) {
+        (Some(dir), Some(name), Some(found)) => Some(Name { dir: Arc::clone(dir), name, found }),
+        _ => None,
+    };
+    let pair = Pair::new(index, Mirror::new(mirror, name), place, account, (stat.device, stat.inode));
     Ok(Found::Pair(pair.enroll()))
 }
 

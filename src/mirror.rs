@@ -3,15 +3,20 @@
 
 use crate::breaker::Breaker;
 use crate::sync::{AtomicU32, Ordering};
-use crate::sys::file;
-use crate::sys::map::WholeMap;
+use crate::sys::file::{self, Identity, Open};
+use crate::sys::map::{WholeMap, Window};
+use crate::sys::spare::{Held, Spare};
+use std::ffi::CString;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 #[derive(Debug)]
 pub(crate) struct Mirror {
-    file: OwnedFd,
+    file: Spare,
+    /// None: it has no name, so its descriptor is kept.
+    name: Option<Name>,
     /// 0: not known yet, 1: no, 2: yes. No lock: a child may be forked while another thread finds out.
     can_punch: AtomicU32,
     map: WholeMap,
@@ -20,26 +25,67 @@ pub(crate) struct Mirror {
     pub(crate) stores: Breaker,
 }
 
+/// Where it can be opened again, and what is found there then.
+#[derive(Debug)]
+pub(crate) struct Name {
+    pub(crate) dir: Arc<OwnedFd>,
+    pub(crate) name: CString,
+    pub(crate) found: Identity,
+}
+
+impl Name {
+    fn open(&self) -> io::Result<OwnedFd> {
+        let how = |how| file::open_at(Some(self.dir.as_fd()), &self.name, how);
+        let file = how(Open::Existing).or_else(|error| match error.raw_os_error() {
+            Some(libc::EROFS | libc::EACCES) => how(Open::ReadOnly),
+            _ => Err(error),
+        })?;
+        if file::identity(file.as_fd())? == Some(self.found) {
+            return Ok(file);
+        }
+        Err(io::Error::other("another file has taken the mirror's name"))
+    }
+}
+
 impl Mirror {
-    pub(crate) fn new(file: OwnedFd) -> Mirror {
-        Mirror { file, can_punch: AtomicU32::new(0), map: WholeMap::new(), reads: Breaker::default(), stores: Breaker::default() }
+    pub(crate) fn new(file: OwnedFd, name: Option<Name>) -> Mirror {
+        Mirror {
+            file: Spare::new(file, name.is_some()),
+            name,
+            can_punch: AtomicU32::new(0),
+            map: WholeMap::new(),
+            reads: Breaker::default(),
+            stores: Breaker::default(),
+        }
     }
 
-    pub(crate) fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// Its descriptor, open for as long as it is held.
+    #[inline]
+    pub(crate) fn file(&self) -> io::Result<Held<'_>> {
+        self.file.hold(|| match &self.name {
+            Some(name) => name.open(),
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        })
     }
 
     /// Fills the buffer; a file that ends before is an error: someone cut it off.
     pub(crate) fn read(&self, buf: &mut [u8], from: u64) -> io::Result<()> {
-        if file::read_at(self.file(), buf, from)? == buf.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        let len = file::read_at(self.file()?.as_fd(), buf, from)?;
+        if len == buf.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// Maps its first `len` bytes, which are all, to copy hits from.
     pub(crate) fn make_map(&self, len: u64) -> io::Result<()> {
-        self.map.make(self.file(), len)
+        self.map.make(self.file()?.as_fd(), len)
+    }
+
+    /// Maps a part of it.
+    pub(crate) fn window(&self, range: Range<u64>) -> io::Result<Window> {
+        Window::of(self.file()?.as_fd(), range)
     }
 
     /// Fills the buffer with bytes of present pages, from the map if it may and there is one.
+    #[inline]
     pub(crate) fn copy(&self, buf: &mut [u8], from: u64, mapped: bool) -> io::Result<()> {
         match (self.map.get(), usize::try_from(from)) {
             (Some(map), Ok(at)) if mapped => {
@@ -51,14 +97,15 @@ impl Mirror {
     }
 
     pub(crate) fn write(&self, buf: &[u8], to: u64) -> io::Result<()> {
-        file::write_at(self.file(), buf, to)
+        file::write_at(self.file()?.as_fd(), buf, to)
     }
 
     /// Whether the file system can give back parts of a file; asked once, past the end, where it changes nothing.
     pub(crate) fn can_punch(&self) -> bool {
         if self.can_punch.load(Ordering::Relaxed) == 0 {
-            let past_the_end = file::stat(self.file()).map_or(0, |stat| stat.size.next_multiple_of(4096));
-            let can = file::punch(self.file(), past_the_end..past_the_end + 4096).is_ok();
+            let Ok(file) = self.file() else { return false };
+            let past_the_end = file::stat(file.as_fd()).map_or(0, |stat| stat.size.next_multiple_of(4096));
+            let can = file::punch(file.as_fd(), past_the_end..past_the_end + 4096).is_ok();
             self.can_punch.store(if can { 2 } else { 1 }, Ordering::Relaxed);
         }
         self.can_punch.load(Ordering::Relaxed) == 2
@@ -66,10 +113,10 @@ impl Mirror {
 
     /// Gives the space of a range back. The page words already say absent.
     pub(crate) fn punch(&self, range: Range<u64>) -> io::Result<()> {
-        file::punch(self.file(), range)
+        file::punch(self.file()?.as_fd(), range)
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {
-        file::sync(self.file())
+        file::sync(self.file()?.as_fd())
     }
 }

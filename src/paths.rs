@@ -119,7 +119,7 @@ impl Paths {
             if !wanted.matches(pair.index().header()) {
                 return Ok(Found::Unusable(OTHER_CONTENT.into()));
             }
-            let same = file::stat(mirror.as_fd())?.inode == file::stat(pair.mirror().file())?.inode;
+            let same = file::stat(mirror.as_fd())?.inode == file::stat(pair.mirror().file()?.as_fd())?.inode;
             return Ok(if same { Found::Pair(pair) } else { Found::Unusable("is open with another data_path".into()) });
         }
         match index::read_header(index.as_fd(), &stat)? {

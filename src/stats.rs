@@ -1,7 +1,7 @@
 //! What happened, in numbers: of a file in this process, and of a cache over all of them. Counting takes no lock and no syscall; the
 //! counters that a hit touches are spread over cache lines by thread.
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, STRIPES, stripe_of_thread};
 
 /// Numbers of a file (of this process) or of a cache (of all processes since the directory was made).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,28 +60,19 @@ pub(crate) enum Count {
 }
 
 pub(crate) const COUNTS: usize = 13;
-const STRIPES: usize = 8;
 
 #[repr(align(128))]
 #[derive(Debug, Default)]
-struct Stripe([AtomicU64; COUNTS]);
+struct Stripe([AtomicU64; COUNTS + 1]);
+
+/// Counted beside the others: the bytes of hits, which are asked for and served at once.
+const HIT_BYTES: usize = COUNTS;
 
 /// Counters of one file in one process. All zeros at first.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     stripes: [Stripe; STRIPES],
     told: [AtomicU64; COUNTS],
-}
-
-fn stripe_of_thread() -> usize {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    thread_local!(static MINE: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) });
-    MINE.with(|mine| {
-        if mine.get() == usize::MAX {
-            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) as usize % STRIPES);
-        }
-        mine.get()
-    })
 }
 
 impl Counters {
@@ -96,8 +87,7 @@ impl Counters {
     pub(crate) fn hit(&self, bytes: u64) {
         let mine = &self.stripes[stripe_of_thread()].0;
         mine[Count::Hits as usize].fetch_add(1, Ordering::Relaxed);
-        mine[Count::BytesAsked as usize].fetch_add(bytes, Ordering::Relaxed);
-        mine[Count::BytesServed as usize].fetch_add(bytes, Ordering::Relaxed);
+        mine[HIT_BYTES].fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn totals(&self) -> [u64; COUNTS] {
@@ -105,6 +95,10 @@ impl Counters {
         for stripe in &self.stripes {
             for (total, count) in totals.iter_mut().zip(&stripe.0) {
                 *total = total.wrapping_add(count.load(Ordering::Relaxed));
+            }
+            let hits = stripe.0[HIT_BYTES].load(Ordering::Relaxed);
+            for count in [Count::BytesAsked, Count::BytesServed] {
+                totals[count as usize] = totals[count as usize].wrapping_add(hits);
             }
         }
         totals

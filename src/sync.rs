@@ -38,3 +38,19 @@ impl Condvar {
         self.0.notify_all();
     }
 }
+
+/// What many threads count at once is counted in so many places, each on a cache line of its own.
+pub(crate) const STRIPES: usize = 8;
+
+/// The place in which this thread counts.
+#[inline]
+pub(crate) fn stripe_of_thread() -> usize {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    thread_local!(static MINE: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) });
+    MINE.with(|mine| {
+        if mine.get() == usize::MAX {
+            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) as usize % STRIPES);
+        }
+        mine.get()
+    })
+}

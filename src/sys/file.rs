@@ -1,5 +1,6 @@
 //! Files, by descriptor and relative to a directory's descriptor. Opening never follows a link and never yields 0, 1 or 2.
 
+use super::spare::with_relief;
 use super::{check, check_len, offset, signal};
 use std::ffi::CStr;
 use std::io;
@@ -91,9 +92,11 @@ impl Open {
 /// Opens `name` relative to a directory, or to the working directory.
 pub(crate) fn open_at(dir: Option<BorrowedFd<'_>>, name: &CStr, how: Open) -> io::Result<OwnedFd> {
     let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
-    // SAFETY: a terminated name; the mode is given wherever a file may be made.
-    let fd = check(|| unsafe { libc::openat(dir, name.as_ptr(), how.flags(), 0o600) })?;
-    above_standard(fd)
+    with_relief(|| {
+        // SAFETY: a terminated name; the mode is given wherever a file may be made.
+        let fd = check(|| unsafe { libc::openat(dir, name.as_ptr(), how.flags(), 0o600) })?;
+        above_standard(fd)
+    })
 }
 
 /// A description of its own of an open file: locks on it exclude those of every other description. For reading only where the file
@@ -104,11 +107,13 @@ pub(crate) fn reopen(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         // SAFETY: a terminated path.
         check(|| unsafe { libc::open(path.as_ptr(), access | libc::O_CLOEXEC) })
     };
-    let fd = open(libc::O_RDWR).or_else(|error| match error.raw_os_error() {
-        Some(libc::EROFS | libc::EACCES) => open(libc::O_RDONLY),
-        _ => Err(error),
-    })?;
-    above_standard(fd)
+    with_relief(|| {
+        let fd = open(libc::O_RDWR).or_else(|error| match error.raw_os_error() {
+            Some(libc::EROFS | libc::EACCES) => open(libc::O_RDONLY),
+            _ => Err(error),
+        })?;
+        above_standard(fd)
+    })
 }
 
 /// `/proc/self/fd/N`, made without allocating.
@@ -160,6 +165,30 @@ pub(crate) fn stat(file: BorrowedFd<'_>) -> io::Result<Stat> {
     check(|| unsafe { libc::fstat(file.as_raw_fd(), raw.as_mut_ptr()) })?;
     // SAFETY: filled by the call, which did not fail.
     Ok(Stat::of(unsafe { raw.assume_init_ref() }))
+}
+
+/// What tells a file from every other one, also from a later one that got its inode; `None` where the file system does not say when files
+/// were made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: (u32, u32),
+    inode: u64,
+    made: (i64, u32),
+}
+
+pub(crate) fn identity(file: BorrowedFd<'_>) -> io::Result<Option<Identity>> {
+    let mut raw = std::mem::MaybeUninit::<libc::statx>::uninit();
+    let (fd, wanted) = (file.as_raw_fd(), libc::STATX_INO | libc::STATX_BTIME);
+    // SAFETY: an empty terminated name and room for one statx.
+    check(|| unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, wanted, raw.as_mut_ptr()) })?;
+    // SAFETY: filled by the call, which did not fail.
+    let raw = unsafe { raw.assume_init_ref() };
+    let known = raw.stx_mask & wanted == wanted;
+    Ok(known.then_some(Identity {
+        device: (raw.stx_dev_major, raw.stx_dev_minor),
+        inode: raw.stx_ino,
+        made: (raw.stx_btime.tv_sec, raw.stx_btime.tv_nsec),
+    }))
 }
 
 /// What a name stands for now, links not followed.

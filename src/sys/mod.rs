@@ -8,6 +8,7 @@ pub(crate) mod futex;
 pub(crate) mod lock;
 pub(crate) mod map;
 mod signal;
+pub(crate) mod spare;
 
 use std::io;
 
