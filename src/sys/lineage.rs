@@ -20,7 +20,7 @@ pub(super) fn number(word: &AtomicU32, last: &AtomicU32) -> u32 {
     loop {
         match word.compare_exchange(0, NUMBERING, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
-                let generation = last.fetch_add(1, Ordering::AcqRel) + 1;
+                let generation = draw(last);
                 word.store(generation, Ordering::Release);
                 return generation;
             }
@@ -38,12 +38,16 @@ pub(super) fn number_by_pid(word: &AtomicU64, last: &AtomicU32, pid: u32) -> u32
         if known >> 32 == pid {
             return known as u32;
         }
-        let next = last.load(Ordering::Acquire) + 1;
-        if word.compare_exchange(known, pid << 32 | u64::from(next), Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            last.store(next, Ordering::Release);
-            return next;
+        let generation = draw(last);
+        if word.compare_exchange(known, pid << 32 | u64::from(generation), Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            return generation;
         }
     }
+}
+
+/// Before it is published: a child that is forked between the two counts on from it.
+fn draw(last: &AtomicU32) -> u32 {
+    last.fetch_add(1, Ordering::AcqRel) + 1
 }
 
 /// A value and who made it.
