@@ -12,6 +12,7 @@ use crate::format::{
     cost, epoch_of, index_len, is_since, recency_of, word_offset,
 };
 use crate::hook;
+use crate::ledger;
 use crate::range::{Pages, Run};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::file::{self, Stat};
@@ -333,8 +334,7 @@ impl Index {
 
     /// Adds to what is held, if that stays within a limit (0: none).
     pub(crate) fn hold(&self, bytes: u64, limit: u64) -> bool {
-        let fits = |held: u64| held.checked_add(bytes).filter(|&sum| limit == 0 || sum <= limit);
-        self.map.word(AT_HELD).fetch_update(Ordering::SeqCst, Ordering::Acquire, fits).is_ok()
+        ledger::add_within(self.map.word(AT_HELD), bytes, limit)
     }
 
     /// Takes all that is held: whoever comes second gets nothing.
@@ -343,8 +343,7 @@ impl Index {
     }
 
     pub(crate) fn let_go(&self, bytes: u64) {
-        // An update that always has a value cannot fail.
-        let _ = self.map.word(AT_HELD).fetch_update(Ordering::SeqCst, Ordering::Acquire, |held| Some(held.saturating_sub(bytes)));
+        ledger::subtract(self.map.word(AT_HELD), bytes);
     }
 
     /// Counts what the pages hold, and what a dropper that was killed left counted.

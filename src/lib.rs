@@ -28,6 +28,7 @@ mod options;
 mod sys;
 // floor 2: one thing each
 mod stats;
+mod ledger;
 mod control;
 mod word;
 mod index;
