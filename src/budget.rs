@@ -8,9 +8,10 @@
 use crate::control::{Control, DirectoryLock};
 use crate::format::{AT_CONTROL_DURABLE, AT_CONTROL_SESSION, AT_LIMIT, AT_RECOUNT, AT_USED, SLOT_LOCKS, SLOTS};
 use crate::ledger::{Ledger, subtract};
-use crate::lock::{CONTROL_SESSION, Entry};
+use crate::lock::CONTROL_SESSION;
 use crate::log;
 use crate::options::DEFAULT_WAIT;
+use crate::session::{Entry, SessionWord};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
@@ -81,15 +82,16 @@ impl Budget {
             return Err(io::Error::other("another process does not come to an end with opening or closing the directory"));
         };
         if entry == Entry::First {
-            let before = control.word(AT_CONTROL_SESSION).load(Ordering::Acquire);
-            if before & 1 == 0 {
+            let word = SessionWord(control.word(AT_CONTROL_SESSION));
+            let (count, opened_clean) = word.coming();
+            if !opened_clean {
                 for slot in 0..SLOTS {
                     control.slot(slot).clear();
                 }
                 control.word(AT_USED).store(census(), Ordering::Release);
                 control.word(AT_RECOUNT).store(0, Ordering::Release);
             }
-            control.word(AT_CONTROL_SESSION).store(((before >> 1) + 1) << 1, Ordering::Release);
+            word.begin(count);
         }
         drop(gate);
         if limit != 0 {
@@ -262,13 +264,13 @@ impl Budget {
         if self.control.word(AT_RECOUNT).load(Ordering::Acquire) != 0 {
             return Ok(()); // stays unclean
         }
-        let word = self.control.word(AT_CONTROL_SESSION);
-        let open = word.load(Ordering::Acquire);
-        let changed = self.control.word(AT_CONTROL_DURABLE).load(Ordering::Acquire) == open;
+        let session = SessionWord(self.control.word(AT_CONTROL_SESSION));
+        let count = session.count();
+        let changed = self.control.word(AT_CONTROL_DURABLE).load(Ordering::Acquire) == count << 1;
         if changed {
             self.control.sync()?;
         }
-        word.store(open | 1, Ordering::Release);
+        session.end_clean(count);
         if changed { self.control.sync() } else { Ok(()) }
     }
 }

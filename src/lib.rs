@@ -30,6 +30,7 @@ mod sys;
 mod stats;
 mod ledger;
 mod control;
+mod session;
 mod word;
 mod index;
 mod breaker;
