@@ -93,7 +93,7 @@ impl Budget {
             }
             word.begin(count);
         }
-        drop(gate);
+        gate.open(session.as_fd())?;
         if limit != 0 {
             control.word(AT_LIMIT).store(limit, Ordering::Release);
         }

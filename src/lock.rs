@@ -153,6 +153,10 @@ impl Description for BorrowedFd<'_> {
         Ok(held.then_some(description))
     }
 
+    fn is_shared(&self, byte: u64) -> io::Result<bool> {
+        Ok(holder(*self, byte, 1)?.is_some_and(|holder| holder.kind == Kind::Shared))
+    }
+
     fn try_shared(&self, byte: u64) -> io::Result<bool> {
         try_lock(*self, Kind::Shared, byte, 1)
     }

@@ -1,5 +1,5 @@
 //! Sessions: from the first opener of a file to its last closer, over all processes. Two bytes of the file are locked, and one word of
-//! it counts. It stands on a trait of locks and on atomics, so that a model checker runs these very lines (`tests/models.rs`).
+//! it counts. It stands on a trait of locks and on atomics, so that a model checker runs these very lines (`tests/models`).
 //!
 //! Members hold one byte shared; whoever comes in, or looks whether it was the last to go, does so inside the gate, the other byte,
 //! alone, and does what the first opener and the last closer must before it lets go of the gate. (Without it, an opener whose exclusive
@@ -7,7 +7,7 @@
 
 use crate::sync::{AtomicU64, Ordering};
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An open file description, as far as a session locks bytes of its file on it. Its locks go when it is closed.
 pub(crate) trait Description {
@@ -16,9 +16,11 @@ pub(crate) trait Description {
 
     /// Locks a byte alone, for a time: `None` when that is over.
     fn lock_apart(&self, byte: u64, wait: Duration) -> io::Result<Option<Self::Lock>>;
-    /// Locks a byte here, or changes how it is locked; false where others hold it alone.
+    /// Whether others share the lock of a byte.
+    fn is_shared(&self, byte: u64) -> io::Result<bool>;
+    /// Locks a byte here, or changes how it is locked; false where another holds it alone.
     fn try_shared(&self, byte: u64) -> io::Result<bool>;
-    /// The same; false where others hold it.
+    /// The same; false, and as it was, where others hold it.
     fn try_alone(&self, byte: u64) -> io::Result<bool>;
     fn unlock(&self, byte: u64) -> io::Result<()>;
 }
@@ -43,15 +45,37 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(crate) struct Gate<L> {
     _lock: L,
+    members: u64,
+}
+
+impl<L> Gate<L> {
+    /// The session has begun: lets others into it. Until then the first opener holds the members' byte alone: should it die, or die and
+    /// leave its description to a forked child, nobody joins a session that was never begun.
+    pub(crate) fn open<D: Description>(self, file: D) -> io::Result<()> {
+        if file.try_shared(self.members)? { Ok(()) } else { Err(io::Error::other("a lock that was held is not")) }
+    }
 }
 
 impl Session {
     /// Comes into the session on a fresh description of the file, which is a member until it is closed: never unlocked, as a forked
-    /// child may hold it, too. What has to be done first is done before the gate is dropped. `None` when the time is over.
+    /// child may hold it, too. What has to be done first is done before the gate is opened. `None` when the time is over.
     pub(crate) fn enter<D: Description>(self, file: D, wait: Duration) -> io::Result<Option<(Entry, Gate<D::Lock>)>> {
         let Some(gate) = self.gate(&file, wait)? else { return Ok(None) };
-        let entry = if file.try_alone(self.members)? { Entry::First } else { Entry::Joined };
-        Ok(file.try_shared(self.members)?.then_some((entry, gate)))
+        let deadline = Instant::now() + wait;
+        loop {
+            if file.try_alone(self.members)? {
+                return Ok(Some((Entry::First, gate)));
+            }
+            // Who shares it came in the same way, so the session has begun, and it does not end before the gate is open. Who has it
+            // alone died before the session began, and let go of the gate first.
+            if file.is_shared(self.members)? && file.try_shared(self.members)? {
+                return Ok(Some((Entry::Joined, gate)));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// Whether nobody is in the session any more, seen from a fresh description; then nobody comes in while the gate lives.
@@ -66,7 +90,7 @@ impl Session {
     }
 
     fn gate<D: Description>(self, file: &D, wait: Duration) -> io::Result<Option<Gate<D::Lock>>> {
-        Ok(file.lock_apart(self.gate, wait)?.map(|lock| Gate { _lock: lock }))
+        Ok(file.lock_apart(self.gate, wait)?.map(|lock| Gate { _lock: lock, members: self.members }))
     }
 }
 
