@@ -1,5 +1,5 @@
 //! The arithmetic of a budget: bytes within a limit, and the slot that answers for a process which dies with some. It stands on atomics
-//! alone, so that a model checker runs these very lines (`tests/models.rs`).
+//! alone, so that a model checker runs these very lines (`tests/models`).
 //!
 //! Invariants, at every step of every process, however many of them die there:
 //! 1. Used bytes are at least what pages and slots hold together, and at most the limit.

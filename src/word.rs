@@ -1,5 +1,5 @@
 //! One page's word in the memory that all processes share: its transitions, and the way to copy the bytes it speaks for. It stands on
-//! atomics alone, so that a model checker runs these very lines (`tests/models.rs`).
+//! atomics alone, so that a model checker runs these very lines (`tests/models`).
 //!
 //! | from → to | who | method |
 //! |---|---|---|

@@ -1,5 +1,5 @@
 //! The generations of a line of forked processes, and the values that stand under them. It stands on atomics alone (the memory is the
-//! caller's), so that a model checker runs these very lines (`tests/models.rs`).
+//! caller's), so that a model checker runs these very lines (`tests/models`).
 //!
 //! A child counts on from its parent's last generation, so what was made before a fork always bears a smaller number than the child's
 //! own, and siblings never meet each other's memory.
