@@ -7,9 +7,11 @@
 
 use crate::control::{Control, DirectoryLock};
 use crate::format::{AT_CONTROL_DURABLE, AT_CONTROL_SESSION, AT_LIMIT, AT_RECOUNT, AT_USED, SLOT_LOCKS, SLOTS};
-use crate::lock::{CONTROL_SESSION, Entry};
+use crate::ledger::{Ledger, subtract};
+use crate::lock::CONTROL_SESSION;
 use crate::log;
 use crate::options::DEFAULT_WAIT;
+use crate::session::{Entry, SessionWord};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
@@ -80,20 +82,18 @@ impl Budget {
             return Err(io::Error::other("another process does not come to an end with opening or closing the directory"));
         };
         if entry == Entry::First {
-            let before = control.word(AT_CONTROL_SESSION).load(Ordering::Acquire);
-            if before & 1 == 0 {
+            let word = SessionWord(control.word(AT_CONTROL_SESSION));
+            let (count, opened_clean) = word.coming();
+            if !opened_clean {
                 for slot in 0..SLOTS {
-                    let (reserved, private) = control.slot(slot);
-                    reserved.store(0, Ordering::Release);
-                    private.store(0, Ordering::Release);
-                    control.slot_taken(slot).store(0, Ordering::Release);
+                    control.slot(slot).clear();
                 }
                 control.word(AT_USED).store(census(), Ordering::Release);
                 control.word(AT_RECOUNT).store(0, Ordering::Release);
             }
-            control.word(AT_CONTROL_SESSION).store(((before >> 1) + 1) << 1, Ordering::Release);
+            word.begin(count);
         }
-        drop(gate);
+        gate.open(session.as_fd())?;
         if limit != 0 {
             control.word(AT_LIMIT).store(limit, Ordering::Release);
         }
@@ -139,15 +139,7 @@ impl Budget {
         file::free_bytes(self.dir.as_fd()).map_or(0, |free| self.min_free.saturating_add(more).saturating_sub(free))
     }
 
-    fn try_add(&self, bytes: u64) -> bool {
-        if self.short_of_free(bytes) > 0 {
-            return false;
-        }
-        let limit = self.limit();
-        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| limit == 0 || sum <= limit);
-        self.control.word(AT_USED).fetch_update(Ordering::SeqCst, Ordering::Acquire, fits).is_ok()
-    }
-
+    /// Gives back what files that are gone held.
     pub(crate) fn give_back(&self, bytes: u64) {
         subtract(self.control.word(AT_USED), bytes);
     }
@@ -194,11 +186,7 @@ impl Budget {
 
     /// Gives back what dead processes had reserved or held in private pairs.
     pub(crate) fn reclaim(&self) {
-        let holds = |slot: u64| {
-            let (reserved, private) = self.control.slot(slot);
-            [reserved, private, self.control.slot_taken(slot)].iter().any(|word| word.load(Ordering::Acquire) != 0)
-        };
-        for slot in (0..SLOTS).filter(|&slot| holds(slot)) {
+        for slot in (0..SLOTS).filter(|&slot| self.control.slot(slot).holds()) {
             let Ok(description) = ChildCloses::open(|| self.control.reopen()) else { return };
             if matches!(try_lock(description.as_fd(), Kind::Exclusive, SLOT_LOCKS + slot, 1), Ok(true)) {
                 self.empty(slot);
@@ -208,11 +196,7 @@ impl Budget {
 
     /// The caller has the slot's lock. A process that died with it may have been between two steps.
     fn empty(&self, slot: u64) {
-        if self.control.slot_taken(slot).swap(0, Ordering::AcqRel) != 0 {
-            self.recount_later();
-        }
-        let (reserved, private) = self.control.slot(slot);
-        self.give_back(reserved.swap(0, Ordering::AcqRel).saturating_add(private.swap(0, Ordering::AcqRel)));
+        self.control.slot(slot).empty(self.control.word(AT_USED), || self.recount_later());
     }
 
     /// Finds a slot that nobody has; what a dead process left in it goes back.
@@ -222,7 +206,7 @@ impl Budget {
         match found {
             Some(slot) => {
                 self.empty(slot);
-                self.control.slot_taken(slot).store(1, Ordering::Release);
+                self.control.slot(slot).take();
             }
             None => log::warn(|| {
                 format!(
@@ -239,7 +223,7 @@ impl Budget {
             Some((self.find_slot(description.as_fd())?, description))
         };
         let slot = self.slots.get().reserving.get_or_init(find);
-        slot.as_ref().map(|(slot, _)| self.control.slot(*slot).0)
+        slot.as_ref().map(|(slot, _)| self.control.slot(*slot).reserved)
     }
 
     fn private_slot(&self) -> Option<u64> {
@@ -264,7 +248,7 @@ impl Budget {
                 slots.private.get().and_then(Option::as_ref).map(|mine| mine.0),
             ];
             for slot in mine.into_iter().flatten() {
-                self.control.slot_taken(slot).store(0, Ordering::Release);
+                self.control.slot(slot).leave();
             }
         }
         self.slots = PerProcess::new();
@@ -280,13 +264,13 @@ impl Budget {
         if self.control.word(AT_RECOUNT).load(Ordering::Acquire) != 0 {
             return Ok(()); // stays unclean
         }
-        let word = self.control.word(AT_CONTROL_SESSION);
-        let open = word.load(Ordering::Acquire);
-        let changed = self.control.word(AT_CONTROL_DURABLE).load(Ordering::Acquire) == open;
+        let session = SessionWord(self.control.word(AT_CONTROL_SESSION));
+        let count = session.count();
+        let changed = self.control.word(AT_CONTROL_DURABLE).load(Ordering::Acquire) == count << 1;
         if changed {
             self.control.sync()?;
         }
-        word.store(open | 1, Ordering::Release);
+        session.end_clean(count);
         if changed { self.control.sync() } else { Ok(()) }
     }
 }
@@ -297,11 +281,6 @@ impl Drop for Budget {
             log::warn(|| format!("cache directory not closed cleanly ({error}): its bytes are counted when it is opened next"));
         }
     }
-}
-
-fn subtract(from: &AtomicU64, bytes: u64) {
-    // An update that always has a value cannot fail.
-    let _ = from.fetch_update(Ordering::SeqCst, Ordering::Acquire, |value| Some(value.saturating_sub(bytes)));
 }
 
 impl Account {
@@ -317,21 +296,23 @@ impl Account {
     /// Reserves bytes without waiting; `None` where they do not fit.
     pub(crate) fn reserve(&self, bytes: u64) -> io::Result<Option<Reservation<'_>>> {
         self.budget.before_change()?;
-        if !self.budget.try_add(bytes) {
-            return Ok(None);
-        }
-        if let Some(reserved) = self.budget.reserving() {
-            reserved.fetch_add(bytes, Ordering::SeqCst);
-        }
-        Ok(Some(Reservation { account: self, left: bytes }))
+        let fits = self.budget.short_of_free(bytes) == 0 && self.reserving().reserve(bytes, self.budget.limit());
+        Ok(fits.then(|| Reservation { account: self, left: bytes }))
+    }
+
+    fn ledger<'a>(&'a self, reserved: Option<&'a AtomicU64>) -> Ledger<'a> {
+        let control = &self.budget.control;
+        Ledger { used: control.word(AT_USED), reserved, private: self.private.map(|slot| control.slot(slot).private) }
+    }
+
+    /// With the slot of this process, which takes one if it has none.
+    fn reserving(&self) -> Ledger<'_> {
+        self.ledger(self.budget.reserving())
     }
 
     /// Gives back bytes that no page holds any more.
     pub(crate) fn give_back(&self, bytes: u64) {
-        if let Some(slot) = self.private {
-            subtract(self.budget.control.slot(slot).1, bytes);
-        }
-        self.budget.give_back(bytes);
+        self.ledger(None).give_back(bytes);
     }
 }
 
@@ -340,22 +321,14 @@ impl Reservation<'_> {
     pub(crate) fn spend(&mut self, bytes: u64) {
         let bytes = bytes.min(self.left);
         self.left -= bytes;
-        if let Some(reserved) = self.account.budget.reserving() {
-            subtract(reserved, bytes);
-        }
-        if let Some(slot) = self.account.private {
-            self.account.budget.control.slot(slot).1.fetch_add(bytes, Ordering::SeqCst);
-        }
+        self.account.reserving().spend(bytes);
     }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if self.left > 0 {
-            if let Some(reserved) = self.account.budget.reserving() {
-                subtract(reserved, self.left);
-            }
-            self.account.budget.give_back(self.left);
+            self.account.reserving().cancel(self.left);
         }
     }
 }

@@ -4,6 +4,7 @@
 use crate::format::{
     AT_COUNTERS, AT_SLOTS, CONTROL_LEN, DIRECTORY_LOCK, EVICT_LOCK, SLOT_LEN, Unreadable, check_control, encode_control,
 };
+use crate::ledger::Slot;
 use crate::stats::COUNTS;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::file::{self, Open};
@@ -84,15 +85,9 @@ impl Control {
         self.map.word(at)
     }
 
-    /// What a slot has reserved and not taken yet, and what private pairs of its process hold.
-    pub(crate) fn slot(&self, slot: u64) -> (&AtomicU64, &AtomicU64) {
+    pub(crate) fn slot(&self, slot: u64) -> Slot<'_> {
         let at = AT_SLOTS + slot * SLOT_LEN;
-        (self.map.word(at), self.map.word(at + 8))
-    }
-
-    /// Not 0 while a process has the slot, and after it died with it.
-    pub(crate) fn slot_taken(&self, slot: u64) -> &AtomicU64 {
-        self.map.word(AT_SLOTS + slot * SLOT_LEN + 16)
+        Slot { reserved: self.map.word(at), private: self.map.word(at + 8), taken: self.map.word(at + 16) }
     }
 
     /// A description of its own, for a lock.

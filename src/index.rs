@@ -12,7 +12,9 @@ use crate::format::{
     cost, epoch_of, index_len, is_since, recency_of, word_offset,
 };
 use crate::hook;
+use crate::ledger;
 use crate::range::{Pages, Run};
+use crate::session::SessionWord;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::file::{self, Stat};
 use crate::sys::futex;
@@ -211,11 +213,13 @@ impl Index {
 
     // ---- sessions ----
 
+    fn session(&self) -> SessionWord<'_> {
+        SessionWord(self.map.word(AT_SESSION_WORD))
+    }
+
     /// The first opener's part, inside the session's gate.
     pub(crate) fn begin_session(&mut self, mirror: &Stat) -> io::Result<()> {
-        let before = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire);
-        let opened_clean = before & 1 == 1;
-        let count = (before >> 1).wrapping_add(1) & (u64::MAX >> 1);
+        let (count, opened_clean) = self.session().coming();
         if begins_a_round(count) && !hook::NO_SWEEP {
             self.sweep()?;
         }
@@ -226,7 +230,7 @@ impl Index {
             self.set(AT_SOUND_SINCE, count);
         }
         self.map.word(AT_OPENED).store(count << 1 | u64::from(opened_clean), Ordering::Release);
-        self.map.word(AT_SESSION_WORD).store(count << 1, Ordering::Release);
+        self.session().begin(count);
         (self.count, self.opened_clean) = (count, opened_clean);
         Ok(())
     }
@@ -240,7 +244,7 @@ impl Index {
 
     /// A later opener's part, as a member of the session: whether the mirror is the session's.
     pub(crate) fn join_session(&mut self, mirror: &Stat) -> bool {
-        self.count = self.map.word(AT_SESSION_WORD).load(Ordering::Acquire) >> 1;
+        self.count = self.session().count();
         self.opened_clean = self.map.word(AT_OPENED).load(Ordering::Acquire) == self.count << 1 | 1;
         self.map.word(AT_MIRROR_DEVICE).load(Ordering::Acquire) == mirror.device
             && self.map.word(AT_MIRROR_INODE).load(Ordering::Acquire) == mirror.inode
@@ -263,7 +267,7 @@ impl Index {
 
     /// The session still is the one that this process is in; false only where locks do not work.
     pub(crate) fn session_stands(&self) -> bool {
-        self.map.word(AT_SESSION_WORD).load(Ordering::Acquire) == self.count << 1
+        self.session().stands(self.count)
     }
 
     /// Makes sure that the session's number is on the disk; the one sync on a read's path, once a session.
@@ -300,9 +304,8 @@ impl Index {
 
     /// The last closer's word, inside the session's gate; synced by the caller where it must be.
     pub(crate) fn end_session_clean(&self) -> bool {
-        let open = self.count << 1;
         self.set(AT_USED_AT, now());
-        self.map.word(AT_SESSION_WORD).compare_exchange(open, open | 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.session().end_clean(self.count)
     }
 
     fn set(&self, at: u64, value: u64) {
@@ -333,8 +336,7 @@ impl Index {
 
     /// Adds to what is held, if that stays within a limit (0: none).
     pub(crate) fn hold(&self, bytes: u64, limit: u64) -> bool {
-        let fits = |held: u64| held.checked_add(bytes).filter(|&sum| limit == 0 || sum <= limit);
-        self.map.word(AT_HELD).fetch_update(Ordering::SeqCst, Ordering::Acquire, fits).is_ok()
+        ledger::add_within(self.map.word(AT_HELD), bytes, limit)
     }
 
     /// Takes all that is held: whoever comes second gets nothing.
@@ -343,8 +345,7 @@ impl Index {
     }
 
     pub(crate) fn let_go(&self, bytes: u64) {
-        // An update that always has a value cannot fail.
-        let _ = self.map.word(AT_HELD).fetch_update(Ordering::SeqCst, Ordering::Acquire, |held| Some(held.saturating_sub(bytes)));
+        ledger::subtract(self.map.word(AT_HELD), bytes);
     }
 
     /// Counts what the pages hold, and what a dropper that was killed left counted.

@@ -28,7 +28,9 @@ mod options;
 mod sys;
 // floor 2: one thing each
 mod stats;
+mod ledger;
 mod control;
+mod session;
 mod word;
 mod index;
 mod breaker;

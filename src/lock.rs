@@ -1,8 +1,9 @@
-//! Page-run and session locks: byte-range locks of the index, each holder with a description of its own.
+//! Byte-range locks, each holder with a description of its own: those of page runs, and what a session locks.
 
 use crate::format::{DIRECTORY_GATE, DIRECTORY_SESSION, FREEZE_LOCK, LOCK_BASE, SESSION_GATE, SESSION_LOCK};
 use crate::hook;
 use crate::range::Run;
+use crate::session::{Description, Session};
 use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
@@ -155,58 +156,34 @@ impl Drop for PageLock<'_> {
     }
 }
 
-/// How a process came into a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Entry {
-    /// Nobody else was in it: it begins here.
-    First,
-    /// Others are in it, and it had begun before the gate was free.
-    Joined,
-}
-
-/// The two bytes of a session. Members hold one shared; whoever comes in, or looks whether it was the last to go, does so inside the
-/// gate, alone. (Without it, an opener whose exclusive try failed could join a session that ended before its shared try.)
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Session {
-    pub(crate) gate: u64,
-    pub(crate) members: u64,
-}
-
 /// The session of an index.
 pub(crate) const INDEX_SESSION: Session = Session { gate: SESSION_GATE, members: SESSION_LOCK };
 /// The session of a cache directory, on `control`.
 pub(crate) const CONTROL_SESSION: Session = Session { gate: DIRECTORY_GATE, members: DIRECTORY_SESSION };
 
-/// While it lives, nobody else comes in or ends the session.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    _description: ChildCloses,
-}
+impl Description for BorrowedFd<'_> {
+    type Lock = ChildCloses;
 
-impl Session {
-    /// Comes into the session on a fresh description of the file, which is a member until it is closed: never unlocked, as a forked
-    /// child may hold it, too. What has to be done first is done before the gate is dropped. `None` when the time is over.
-    pub(crate) fn enter(self, file: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<(Entry, Gate)>> {
-        let Some(gate) = self.gate(file, wait)? else { return Ok(None) };
-        let entry = if try_lock(file, Kind::Exclusive, self.members, 1)? { Entry::First } else { Entry::Joined };
-        Ok(try_lock(file, Kind::Shared, self.members, 1)?.then_some((entry, gate)))
+    fn lock_apart(&self, byte: u64, wait: Duration) -> io::Result<Option<ChildCloses>> {
+        let description = ChildCloses::open(|| file::reopen(*self))?;
+        let held = hook::NO_GATE || lock_within(description.as_fd(), Kind::Exclusive, byte, wait)?;
+        Ok(held.then_some(description))
     }
 
-    /// Whether nobody is in the session any more, seen from a fresh description; then nobody comes in while the gate lives.
-    pub(crate) fn is_deserted(self, fresh: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Gate>> {
-        let Some(gate) = self.gate(fresh, wait)? else { return Ok(None) };
-        if !try_lock(fresh, Kind::Exclusive, self.members, 1)? {
-            return Ok(None);
-        }
-        // Only a test: the gate is what keeps others out.
-        unlock(fresh, self.members, 1)?;
-        Ok(Some(gate))
+    fn is_shared(&self, byte: u64) -> io::Result<bool> {
+        Ok(holder(*self, byte, 1)?.is_some_and(|holder| holder.kind == Kind::Shared))
     }
 
-    fn gate(self, file: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Gate>> {
-        let description = ChildCloses::open(|| file::reopen(file))?;
-        let held = hook::NO_GATE || lock_within(description.as_fd(), Kind::Exclusive, self.gate, wait)?;
-        Ok(held.then_some(Gate { _description: description }))
+    fn try_shared(&self, byte: u64) -> io::Result<bool> {
+        try_lock(*self, Kind::Shared, byte, 1)
+    }
+
+    fn try_alone(&self, byte: u64) -> io::Result<bool> {
+        try_lock(*self, Kind::Exclusive, byte, 1)
+    }
+
+    fn unlock(&self, byte: u64) -> io::Result<()> {
+        unlock(*self, byte, 1)
     }
 }
 

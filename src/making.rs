@@ -6,10 +6,11 @@ use crate::control::hex;
 use crate::error::{Error, Result};
 use crate::format::Header;
 use crate::index::{self, Index};
-use crate::lock::{Entry, INDEX_SESSION};
+use crate::lock::INDEX_SESSION;
 use crate::mirror::{Mirror, Name};
 use crate::pair::{Pair, Place};
 use crate::range::Pages;
+use crate::session::Entry;
 use crate::sys::file::{self, Stat};
 use std::ffi::CString;
 use std::io;
@@ -93,7 +94,7 @@ pub(crate) fn enter(
         Entry::Joined if index.join_session(&mirror_stat) => {}
         Entry::Joined => return Ok(Found::Unusable("its mirror is not the one that others have open".into())),
     }
-    drop(gate);
+    gate.open(index.file())?;
     if file::stat(index.file())?.links == 0 {
         return Ok(Found::Again);
     }
@@ -116,11 +117,12 @@ pub(crate) fn finish(index: Index, mirror: OwnedFd, place: Place, account: Optio
 pub(crate) fn begin_first(index: OwnedFd, mirror: &OwnedFd, header: &Header, lasting: bool) -> io::Result<Index> {
     index::write_new(index.as_fd(), header)?;
     // Nobody else can open it before it has its name.
-    if !matches!(INDEX_SESSION.enter(index.as_fd(), Duration::ZERO)?, Some((Entry::First, _))) {
+    let Some((Entry::First, gate)) = INDEX_SESSION.enter(index.as_fd(), Duration::ZERO)? else {
         return Err(io::Error::other("a new index is locked"));
-    }
+    };
     let mut index = Index::map(index, header, lasting)?;
     index.begin_first_session(&file::stat(mirror.as_fd())?);
+    gate.open(index.file())?;
     Ok(index)
 }
 

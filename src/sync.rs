@@ -5,6 +5,7 @@
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{MutexGuard, PoisonError};
+pub(crate) use std::thread::yield_now;
 use std::time::Duration;
 
 /// A lock without poison: what it guards is made whole before anything that can panic.

@@ -1,5 +1,5 @@
 //! One page's word in the memory that all processes share: its transitions, and the way to copy the bytes it speaks for. It stands on
-//! atomics alone, so that a model checker runs these very lines (`tests/models.rs`).
+//! atomics alone, so that a model checker runs these very lines (`tests/models`).
 //!
 //! | from → to | who | method |
 //! |---|---|---|
@@ -21,6 +21,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 pub(crate) struct PageWord<'a>(pub(crate) &'a AtomicU64);
 
 impl PageWord<'_> {
+    #[inline]
     pub(crate) fn load(self) -> Word {
         Word(self.0.load(Ordering::Acquire))
     }
@@ -68,6 +69,7 @@ impl PageWord<'_> {
 
 /// Copies the bytes of neighbouring pages whose words were `seen`, then looks at their words again. False where one has changed: the
 /// bytes may have, too, and the copy is worth nothing.
+#[inline]
 pub(crate) fn copy<E>(seen: &[Word], now: impl Fn(usize) -> Option<Word>, copy: impl FnOnce() -> Result<(), E>) -> Result<bool, E> {
     copy()?;
     hook::widen();

@@ -3,6 +3,7 @@
 //! parent, and [`ChildCloses`], the descriptors that a forked child must not keep.
 
 use crate::sync::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sys::lineage::{self, Made};
 use crate::sys::lock::unlock_all;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -10,20 +11,17 @@ use std::ptr;
 
 /// The wiped word: 0 in a process that nobody has numbered yet, else its generation.
 static WORD: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
-/// The last generation given in this line of processes. A child counts on from its parent's, so what was made before a fork
-/// always bears a smaller number than the child's own, and siblings never meet each other's memory.
+/// The last generation given in this line of processes.
 static LAST: AtomicU32 = AtomicU32::new(0);
 /// `pid << 32 | generation`, where the kernel has no `MADV_WIPEONFORK`: fooled by a repeated pid, and slower.
 static BY_PID: AtomicU64 = AtomicU64::new(0);
-const NUMBERING: u32 = u32::MAX;
 
 /// The number of this process in its line of forks; never 0.
 pub(crate) fn generation() -> u32 {
     let word = WORD.load(Ordering::Acquire);
     // SAFETY: null, or the page that `wiped_page` mapped and never unmaps.
     if let Some(word) = unsafe { word.as_ref() } {
-        let generation = word.load(Ordering::Acquire);
-        if generation != 0 && generation != NUMBERING {
+        if let Some(generation) = lineage::known(word) {
             return generation;
         }
     }
@@ -32,17 +30,10 @@ pub(crate) fn generation() -> u32 {
 
 #[cold]
 fn number_this_process() -> u32 {
-    let Some(word) = wiped_page() else { return generation_by_pid() };
-    loop {
-        match word.compare_exchange(0, NUMBERING, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => {
-                let generation = LAST.fetch_add(1, Ordering::AcqRel) + 1;
-                word.store(generation, Ordering::Release);
-                return generation;
-            }
-            Err(NUMBERING) => std::thread::yield_now(),
-            Err(generation) => return generation,
-        }
+    match wiped_page() {
+        Some(word) => lineage::number(word, &LAST),
+        // SAFETY: no argument, no failure.
+        None => lineage::number_by_pid(&BY_PID, &LAST, unsafe { libc::getpid() }.unsigned_abs()),
     }
 }
 
@@ -85,22 +76,6 @@ fn wiped_page() -> Option<&'static AtomicU32> {
     }
 }
 
-fn generation_by_pid() -> u32 {
-    // SAFETY: no argument, no failure.
-    let pid = u64::from(unsafe { libc::getpid() }.unsigned_abs());
-    loop {
-        let known = BY_PID.load(Ordering::Acquire);
-        if known >> 32 == pid && known != 0 {
-            return known as u32;
-        }
-        let next = LAST.load(Ordering::Acquire) + 1;
-        if BY_PID.compare_exchange(known, pid << 32 | u64::from(next), Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            LAST.store(next, Ordering::Release);
-            return next;
-        }
-    }
-}
-
 /// The smallest page of any machine; maps are rounded up to the real one by the kernel.
 const PAGE: usize = 4096;
 
@@ -119,14 +94,6 @@ pub(crate) struct PerProcess<T> {
     current: AtomicPtr<Made<T>>,
 }
 
-#[derive(Debug)]
-struct Made<T> {
-    generation: u32,
-    /// From the heap, as the kernel had no more maps to give.
-    on_heap: bool,
-    value: T,
-}
-
 impl<T: Default> PerProcess<T> {
     pub(crate) const fn new() -> PerProcess<T> {
         PerProcess { current: AtomicPtr::new(ptr::null_mut()) }
@@ -135,26 +102,19 @@ impl<T: Default> PerProcess<T> {
     /// This process's value; made here if this is its first use. `T::default` must not allocate.
     pub(crate) fn get(&self) -> &T {
         let generation = generation();
-        loop {
-            let current = self.current.load(Ordering::Acquire);
-            // SAFETY: null, or made below; freed only by `drop`, which has `&mut self`.
-            if let Some(made) = unsafe { current.as_ref() } {
-                if made.generation == generation {
-                    return &made.value;
-                }
-            }
-            let mut fresh = map_private(size_of::<Made<T>>()).cast::<Made<T>>();
-            let on_heap = fresh.is_null();
-            if on_heap {
-                fresh = Box::into_raw(Box::<Made<T>>::new_uninit()).cast();
-            }
-            // SAFETY: room for one, aligned for anything here (a whole page, or a box of it), owned by nobody else.
-            unsafe { fresh.write(Made { generation, on_heap, value: T::default() }) };
-            if self.current.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire).is_err() {
-                // SAFETY: nobody has seen it.
-                unsafe { Self::free(fresh) };
-            }
+        // SAFETY: `current` is null or came from `make`; it is freed only by `drop`, which has `&mut self`.
+        unsafe { lineage::value(&self.current, generation, || Self::make(generation), |made| Self::free(made)) }
+    }
+
+    fn make(generation: u32) -> *mut Made<T> {
+        let mut room = map_private(size_of::<Made<T>>()).cast::<Made<T>>();
+        let on_heap = room.is_null();
+        if on_heap {
+            room = Box::into_raw(Box::<Made<T>>::new_uninit()).cast();
         }
+        // SAFETY: room for one, aligned for anything here (a whole page, or a box of it), owned by nobody else.
+        unsafe { room.write(Made { generation, on_heap, value: T::default() }) };
+        room
     }
 
     /// This process's value if it was made already.

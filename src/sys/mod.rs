@@ -5,6 +5,7 @@
 pub(crate) mod file;
 pub(crate) mod fork;
 pub(crate) mod futex;
+mod lineage;
 pub(crate) mod lock;
 pub(crate) mod map;
 mod signal;
