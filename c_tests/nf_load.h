@@ -32,7 +32,10 @@ static inline void nf_load_dup(struct nf_load *load, uint64_t at) {
 // Another of a few files over the same far file, or a private one.
 static inline void nf_load_open(struct nf_load *load, uint64_t at) {
   static const char *const keys[] = {"load a", "load b", NULL};
-  nearfile_file *other = nf_open_far(load->cache, load->far, FAR_AT_OPEN, keys[nf_below(&load->seed, 3)]);
+  nearfile_source source = far_source(load->far, FAR_AT_OPEN);
+  char version[24];
+  snprintf(version, sizeof version, "%" PRIu64, load->far->version);
+  nearfile_file *other = nf_open(load->cache, &source, keys[nf_below(&load->seed, 3)], version, load->far->size, 0);
   CHECK_PREAD(other, (size_t)load->far->page_size, at, load->far->version);
   nearfile_close(other);
 }
