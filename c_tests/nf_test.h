@@ -495,6 +495,15 @@ static inline void nf_kill_child(const char *file, int line, pid_t child) {
 }
 #define nf_kill(child) nf_kill_child(__FILE__, __LINE__, child)
 
+// Flips bits of one byte of a file.
+static inline void nf_flip(const char *path, uint64_t at, unsigned char bits) {
+  int fd = open(path, O_RDWR | O_CLOEXEC);
+  unsigned char byte;
+  MUST(fd >= 0 && pread(fd, &byte, 1, (off_t)at) == 1);
+  byte ^= bits;
+  MUST(pwrite(fd, &byte, 1, (off_t)at) == 1 && close(fd) == 0);
+}
+
 // Zeroed memory that forked children share.
 static inline void *nf_shared(size_t len) {
   void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
