@@ -49,7 +49,7 @@ static inline bool torture_goes_on(void) {
   if (begun) torture.done++;
   begun = true;
   int64_t now = nf_now_ms();
-  if (now - torture.told >= 5000) {
+  if (now - torture.told >= 15000) {
     torture.told = now;
     fprintf(stderr, "  %s: %" PRIu64 " of %" PRIu64 " rounds, %lld s\n", torture.name, torture.done, torture.rounds,
             (long long)(now - torture.began) / 1000);
@@ -86,6 +86,23 @@ static inline int torture_files(const char *name, const char *ending, bool remov
   if (list != NULL) closedir(list);
   return count;
 }
+
+// A directory of nf_dir holds so many files; says which, if not.
+static inline void torture_check_files(const char *file, int line, const char *name, int count) {
+  int found = torture_files(name, "", false);
+  if (found == count) return;
+  char path[NF_PATH], what[200];
+  snprintf(what, sizeof what, "%d files in %s, not %d", found, name, count);
+  nf_fail(file, line, what);
+  DIR *list = opendir(nf_path(path, name));
+  for (struct dirent *entry; list != NULL && (entry = readdir(list)) != NULL;) {
+    struct stat of;
+    if (entry->d_name[0] == '.' || fstatat(dirfd(list), entry->d_name, &of, 0) != 0) continue;
+    fprintf(stderr, "  %s: %lld bytes, %lld on the disk\n", entry->d_name, (long long)of.st_size, (long long)of.st_blocks * 512);
+  }
+  if (list != NULL) closedir(list);
+}
+#define CHECK_FILES(name, count) torture_check_files(__FILE__, __LINE__, name, count)
 
 // Takes a directory of nf_dir away.
 static inline void torture_remove(const char *name) {
