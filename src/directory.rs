@@ -216,6 +216,9 @@ impl Directory {
     /// Makes a pair under random names and publishes it; the index comes last and is the commit point.
     fn make(&self, fd: &Arc<OwnedFd>, control: &Control, name: &CStr, wanted: Wanted<'_>, wait: Duration) -> io::Result<Found> {
         let Some(_lock) = control.lock(wait)? else { return Ok(Found::Unusable("the directory's lock is stuck".into())) };
+        if let Some(shared) = &self.shared {
+            shared.budget.answer_for_files();
+        }
         let random = file::random()?;
         let (data_name, index_name) = (named(&random, "data"), temporary_name(&random));
         let dir = Some(fd.as_fd());
@@ -332,6 +335,7 @@ impl Directory {
         let locked = file::reopen(listed.index.as_fd())?;
         let index = Index::map(locked, &listed.header, false)?;
         let gone = Dropped { pages: index.census().0, bytes: index.count_held() };
+        shared.budget.answer_for_files();
         file::unlink_at(dir, &listed.name)?;
         file::unlink_at(dir, &named(&listed.header.mirror, "data"))?;
         shared.budget.give_back(gone.bytes);
@@ -379,17 +383,22 @@ fn listed(dir: BorrowedFd<'_>, name: CString) -> io::Result<Option<Listed>> {
     Ok(header.map(|header| Listed { name, header, index }))
 }
 
-/// Removes what a maker that was killed left behind: empty mirrors without an index, and indexes that never got their names. Anything
-/// that has content of another kind, or is young enough to be in the making, is left alone.
+/// Removes what was left behind by makers and removers that were killed: indexes and `control`s that never got their names, and
+/// mirrors that no index names; these only if empty, or if every index here can be read. Nobody else is in the directory. What is of
+/// another kind, or young enough to be in the making, is left alone.
 fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) {
     let mirrors: Vec<CString> = list(path, dir).map(|pair| named(&pair.header.mirror, "data")).collect();
+    let all_read = mirrors.len() == names(path).filter(|name| name.to_bytes().ends_with(b".index")).count();
     let left_behind = |name: &CStr| {
         let file = file::open_at(Some(dir), name, Open::Existing).ok()?;
         let stat = file::stat(file.as_fd()).ok()?;
         let old = index::now().saturating_sub(stat.changed) > ORPHAN_AGE.as_nanos() as u64;
-        let empty = stat.allocated == 0;
-        let ours = empty || matches!(index::read_header(file.as_fd(), &stat), Ok(Ok(_)));
-        Some(unfit(&stat).is_none() && old && if name.to_bytes().ends_with(b".data") { empty } else { ours })
+        let ours = if name.to_bytes().ends_with(b".data") {
+            all_read
+        } else {
+            Control::was_to_be(&file) || matches!(index::read_header(file.as_fd(), &stat), Ok(Ok(_)))
+        };
+        Some(unfit(&stat).is_none() && old && (ours || stat.allocated == 0))
     };
     for name in names(path) {
         let bytes = name.to_bytes();

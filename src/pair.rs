@@ -348,6 +348,9 @@ impl Pair {
     /// Removes the files of a pair that was removed while it was open. Inside the gate, likewise.
     fn take_away(&self) -> io::Result<()> {
         let held = self.index.count_held();
+        if let Some(account) = &self.account {
+            account.budget().answer_for_files();
+        }
         for path in [&self.place.index, &self.place.data] {
             std::fs::remove_file(path)?;
         }
