@@ -8,6 +8,7 @@ enum { VERSION = 83, PAGE = 4096, PAGES = 12, SIZE = PAGES * PAGE - 5, PROCESSES
 
 static struct scene {
   _Atomic uint64_t opened, removed, trimmed;
+  atomic_bool over;
 } *scene;
 
 // ---- pauses where names go, and a clock that can be put forward ------------------------------------------------------------
@@ -67,14 +68,14 @@ static void once(far_file *far, uint64_t *seed) {
   nearfile_cache_close(cache);
 }
 
-static void race(far_file *far, uint64_t seed, int64_t end) {
+static void race(far_file *far, uint64_t seed) {
   static const unsigned pauses[][3] = {{0, 0, 0}, {0, 1000, 500}, {1000, 0, 0}, {300, 300, 1000}, {0, 0, 2000}};
   const unsigned *pause = pauses[torture.done % 5];
   nf_pause_locked_us = pause[0], nf_pause_refused_us = pause[1], unlink_pause_us = pause[2];
   nf_pause_seed = seed;
   nf_after_lock = nf_pause_at_random;
   nearfile_set_log(hear, NULL, NEARFILE_LOG_WARN);
-  while (nf_now_ms() < end && nf_failures == 0) once(far, &seed);
+  while (!atomic_load(&scene->over) && nf_failures == 0) once(far, &seed);
   nf_child_ends();
 }
 
@@ -108,22 +109,36 @@ static void check_nothing_left(far_file *far, bool killed) {
 
 static uint64_t kills;
 
+// A directory with a `control`, whose maker was not killed.
+static void make_cache(void) {
+  pid_t child = nf_fork(WATCHDOG_S);
+  if (child == 0) {
+    nearfile_cache_close(nf_cache("cache", PAGE, 0, 0));
+    nf_child_ends();
+  }
+  CHECK_CHILD(child);
+}
+
 static void one_round(far_file *far, bool kills_them) {
+  make_cache();
   pid_t children[PROCESSES];
   int64_t end = nf_now_ms() + ROUND_MS;
   uint64_t seed = torture.done;
+  atomic_store(&scene->over, false);
   for (uint64_t i = 0; i < PROCESSES; i++) {
     children[i] = nf_fork(WATCHDOG_S);
-    if (children[i] == 0) race(far, torture.done * PROCESSES + i, end);
+    if (children[i] == 0) race(far, torture.done * PROCESSES + i);
   }
-  while (kills_them && nf_now_ms() < end - 10) {
+  while (kills_them && nf_now_ms() < end) {
     nf_sleep_us((unsigned)nf_below(&seed, 15000));
     uint64_t dies = nf_below(&seed, PROCESSES);
     nf_kill(children[dies]);
     kills++;
     children[dies] = nf_fork(WATCHDOG_S);
-    if (children[dies] == 0) race(far, torture.done * 1000 + kills, end);
+    if (children[dies] == 0) race(far, torture.done * 1000 + kills);
   }
+  NF_UNTIL(nf_now_ms() >= end, ROUND_MS);
+  atomic_store(&scene->over, true);
   for (int i = 0; i < PROCESSES; i++) CHECK_CHILD(children[i]);
   check_nothing_left(far, kills_them);
 }
