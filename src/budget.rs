@@ -9,7 +9,6 @@ use crate::control::{Control, DirectoryLock};
 use crate::format::{AT_CONTROL_DURABLE, AT_CONTROL_SESSION, AT_LIMIT, AT_RECOUNT, AT_USED, SLOT_LOCKS, SLOTS};
 use crate::lock::{CONTROL_SESSION, Entry};
 use crate::log;
-use crate::options::DEFAULT_WAIT;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::file;
 use crate::sys::fork::{ChildCloses, PerProcess};
@@ -36,6 +35,8 @@ pub(crate) struct Budget {
     /// The description on which this process is in the directory's session; inherited by children, who are in it, too.
     session: OnceLock<OwnedFd>,
     min_free: u64,
+    /// How long its end waits for others who come in or go.
+    wait: Duration,
     slots: PerProcess<Slots>,
     evictor: OnceLock<Weak<dyn MakeRoom>>,
 }
@@ -98,7 +99,7 @@ impl Budget {
             control.word(AT_LIMIT).store(limit, Ordering::Release);
         }
         let session = OnceLock::from(session);
-        Ok(Arc::new(Budget { control, dir, session, min_free, slots: PerProcess::new(), evictor: OnceLock::new() }))
+        Ok(Arc::new(Budget { control, dir, session, min_free, wait, slots: PerProcess::new(), evictor: OnceLock::new() }))
     }
 
     /// Names who makes room when a reservation cannot be met.
@@ -281,7 +282,7 @@ impl Budget {
         let fresh = self.control.reopen()?;
         self.leave_slots();
         drop(session);
-        let Some(_gate) = CONTROL_SESSION.is_deserted(fresh.as_fd(), DEFAULT_WAIT)? else { return Ok(()) };
+        let Some(_gate) = CONTROL_SESSION.is_deserted(fresh.as_fd(), self.wait)? else { return Ok(()) };
         self.reclaim();
         if self.control.word(AT_RECOUNT).load(Ordering::Acquire) != 0 {
             return Ok(()); // stays unclean

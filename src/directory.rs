@@ -148,7 +148,7 @@ impl Directory {
                 Err(error) => self.say_private(&name, &error.to_string()),
             }
         }
-        private(fd.as_fd(), wanted, self.account(true))
+        private(fd.as_fd(), wanted, self.account(true), wait)
             .inspect_err(|error| log::warn(|| format!("{}: no private file there ({error}): nothing is kept", self.path.display())))
             .ok()
     }
@@ -237,7 +237,7 @@ impl Directory {
             }
         };
         let place = Place { data: self.place_of(&data_name), index: self.place_of(name), parents: vec![Arc::clone(fd)] };
-        finish(index, mirror, place, self.account(false))
+        finish(index, mirror, place, self.account(false), wait)
     }
 
     /// Takes a damaged pair out of the way, both files; who has it open keeps what is open.
@@ -414,7 +414,7 @@ fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) {
 const ORPHAN_AGE: Duration = Duration::from_secs(60);
 
 /// A pair without names, gone with the last process that has it.
-fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>, account: Option<Account>) -> io::Result<Arc<Pair>> {
+fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>, account: Option<Account>, wait: Duration) -> io::Result<Arc<Pair>> {
     let mirror = unnamed(dir)?;
     file::set_len(mirror.as_fd(), wanted.pages.size)?;
     let header = new_header(wanted.key.unwrap_or_default(), wanted.version, wanted.pages, [0; 16]);
@@ -422,7 +422,7 @@ fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>, account: Option<Account>) ->
     let path = |fd: BorrowedFd<'_>| PathBuf::from(OsStr::from_bytes(file::descriptor_path(fd.as_raw_fd()).as_bytes()));
     let place = Place { data: path(mirror.as_fd()), index: path(index.file()), parents: Vec::new() };
     let stat = file::stat(index.file())?;
-    Ok(Pair::new(index, Mirror::new(mirror), place, account, (stat.device, stat.inode)))
+    Ok(Pair::new(index, Mirror::new(mirror), place, account, wait, (stat.device, stat.inode)))
 }
 
 fn unnamed(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {

@@ -97,12 +97,12 @@ pub(crate) fn enter(
     if file::stat(index.file())?.links == 0 {
         return Ok(Found::Again);
     }
-    finish(index, mirror, place, account)
+    finish(index, mirror, place, account, wait)
 }
 
-pub(crate) fn finish(index: Index, mirror: OwnedFd, place: Place, account: Option<Account>) -> io::Result<Found> {
+pub(crate) fn finish(index: Index, mirror: OwnedFd, place: Place, account: Option<Account>, wait: Duration) -> io::Result<Found> {
     let stat = file::stat(index.file())?;
-    let pair = Pair::new(index, Mirror::new(mirror), place, account, (stat.device, stat.inode));
+    let pair = Pair::new(index, Mirror::new(mirror), place, account, wait, (stat.device, stat.inode));
     Ok(Found::Pair(pair.enroll()))
 }
 
