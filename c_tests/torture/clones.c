@@ -69,7 +69,7 @@ void *memalign(size_t alignment, size_t size) {
 
 // ---- the child -----------------------------------------------------------------------------------------------------------
 
-static nearfile_file *hot, *hot_private, *always_compared;
+static nearfile_file *hot, *hot_private, *always_compared, *mapped;
 static nearfile_pin *pin;
 
 enum { RIGHT = 0, SHORT = 81, WRONG = 82, MOVED = 83, ABSENT = 84 };
@@ -91,8 +91,8 @@ static int hit(const nearfile_file *file, uint64_t *seed) {
 static int hits(uint64_t seed) {
   if (nf_right(nearfile_pin_data(pin), 3 * PAGE, 5, VERSION) != 3 * PAGE) return WRONG;
   for (int i = 0; i < 6; i++) {
-    const nearfile_file *file = i % 3 == 0 ? hot : i % 3 == 1 ? hot_private : always_compared;
-    int found = hit(file, &seed);
+    const nearfile_file *files[] = {hot, hot_private, always_compared, mapped};
+    int found = hit(files[(seed + (uint64_t)i) % 4], &seed);
     if (found != RIGHT) return found;
   }
   return RIGHT;
@@ -150,6 +150,7 @@ int main(int argc, char **argv) {
   hot = open_hot(cache, far, "hot", 0);
   hot_private = open_hot(cache, far, NULL, 0);
   always_compared = open_hot(cache, far, "hot", NEARFILE_VERIFY_ALWAYS);
+  mapped = open_hot(cache, far, "hot", NEARFILE_MAP);
   MUST(nearfile_pin_range(hot, 5, 3 * PAGE, &pin) == 0);
   CHECK_EQ(end_of(start(0, 2)), ALLOCATED);
   CHECK_EQ(end_of(start(1, 2)), ALLOCATED);
@@ -180,6 +181,7 @@ int main(int argc, char **argv) {
   nearfile_pin_release(pin);
   nearfile_close(busy);
   nearfile_close(always_compared);
+  nearfile_close(mapped);
   nearfile_close(hot_private);
   nearfile_close(hot);
   nearfile_cache_close(cache);

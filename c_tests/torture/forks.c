@@ -125,9 +125,61 @@ static void read_exact_and_frozen(uint64_t seed) {
   nearfile_close(other);
 }
 
+// A pin of this child's is inherited by its child and grandchild, and holds its pages until the last of the three lets go or ends.
+struct heirs {
+  atomic_int inherited, released, forked, end;
+};
+
+enum { PINNED = 5, PINNED_PAGES = 3 };
+
+static bool is_pinned(const nearfile_file *file) {
+  CHECK_EQ(nearfile_discard(file, 0, SIZE), 0);
+  return nf_walk(file) == PINNED_PAGES * PAGE && nf_is_cached(file, PINNED * PAGE);
+}
+
+static void grandchild_holds(struct heirs *heirs, nearfile_pin *pin) {
+  atomic_store(&heirs->inherited, 1);
+  NF_UNTIL(atomic_load(&heirs->released), 20000);
+  check_pin(pin, PINNED * PAGE, PINNED_PAGES * PAGE);
+  if (fork() == 0) {  // outlives its parent
+    alarm(WATCHDOG_S);
+    atomic_store(&heirs->forked, 1);
+    NF_UNTIL(atomic_load(&heirs->end), 20000);
+    check_pin(pin, PINNED * PAGE, PINNED_PAGES * PAGE);
+    _exit(nf_failures != 0);
+  }
+  NF_UNTIL(atomic_load(&heirs->forked), 20000);
+  nearfile_pin_release(pin);
+  nf_child_ends();
+}
+
+static void pass_a_pin_on(uint64_t number) {
+  struct heirs *heirs = nf_shared(sizeof *heirs);
+  char key[30];
+  snprintf(key, sizeof key, "pinned %" PRIu64, number % 100);
+  nearfile_file *file = nf_open_far(parent.cache, parent.far, FAR_AT_OPEN, key);
+  nearfile_pin *pin = NULL;
+  CHECK_ALL(file, VERSION);
+  MUST(nearfile_pin_range(file, PINNED * PAGE, PINNED_PAGES * PAGE, &pin) == 0);
+  pid_t child = nf_fork(WATCHDOG_S);
+  if (child == 0) grandchild_holds(heirs, pin);
+  NF_UNTIL(atomic_load(&heirs->inherited), 20000);
+  nearfile_pin_release(pin);
+  CHECK(is_pinned(file));
+  atomic_store(&heirs->released, 1);
+  CHECK_CHILD(child);
+  CHECK(is_pinned(file));
+  atomic_store(&heirs->end, 1);
+  NF_UNTIL(!is_pinned(file), 20000);
+  CHECK(!is_pinned(file));
+  nearfile_close(file);
+  munmap(heirs, sizeof *heirs);
+}
+
 static void child_does(uint64_t number) {
   uint64_t seed = number;
-  switch (number % 7) {
+  switch (number % 8) {
+    case 7: pass_a_pin_on(number); break;
     case 0: read_by_two_threads(parent.keyed, seed); break;
     case 1: read_by_two_threads(parent.private, seed); break;
     case 2: read_what_is_under_way(seed); break;

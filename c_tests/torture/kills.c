@@ -46,7 +46,11 @@ static void worker(uint64_t seed) {
     nearfile_cache *cache = open_cache();
     uint64_t which = nf_below(&seed, FILES);
     nearfile_file *files[2];
-    for (uint64_t i = 0; i < 2; i++) files[i] = nf_open_far(cache, far_files[(which + i) % FILES], FAR_AT, keys[(which + i) % FILES]);
+    for (uint64_t i = 0; i < 2; i++) {
+      uint64_t one = (which + i) % FILES;
+      nearfile_source source = far_source(far_files[one], FAR_AT);
+      files[i] = nf_open(cache, &source, keys[one], NULL, SIZE, nf_below(&seed, 3) == 0 ? NEARFILE_MAP : 0);
+    }
     for (int i = 0; i < 10; i++) {
       uint64_t one = nf_below(&seed, 2);
       use(cache, files[one], VERSION + (which + one) % FILES, &seed);

@@ -69,7 +69,7 @@ static void once(far_file *far, uint64_t *seed) {
 }
 
 static void race(far_file *far, uint64_t seed) {
-  static const unsigned pauses[][3] = {{0, 0, 0}, {0, 1000, 500}, {1000, 0, 0}, {300, 300, 1000}, {0, 0, 2000}};
+  static const unsigned pauses[][3] = {{0, 0, 0}, {0, 1000, 500}, {1000, 0, 0}, {300, 300, 5000}, {0, 0, 20000}};
   const unsigned *pause = pauses[torture.done % 5];
   nf_pause_locked_us = pause[0], nf_pause_refused_us = pause[1], unlink_pause_us = pause[2];
   nf_pause_seed = seed;
