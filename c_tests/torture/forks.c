@@ -247,7 +247,7 @@ int main(int argc, char **argv) {
   CHECK_EQ(nf_stats(parent.keyed).checksum_failures, 0);
   CHECK_EQ(nf_stats(parent.keyed).cached_bytes, SIZE);
   close_all();
-  return torture_report("forks, and %" PRIu64 " of grandchildren, while %d threads did %" PRIu64
-                        " operations; a child that hangs %d s is found",
+  return torture_report("a fork each, and %" PRIu64 " children forked again, while %d threads did %" PRIu64
+                        " operations; who hangs for %d s is found",
                         *grandchildren, LOADS, operations, WATCHDOG_S);
 }

@@ -144,7 +144,7 @@ static void one_round(far_file *far, bool kills_them) {
 }
 
 int main(int argc, char **argv) {
-  torture_begin(argc, argv, "remover", 400);
+  torture_begin(argc, argv, "remover", 300);
   scene = nf_shared(sizeof *scene);
   far_file *far = far_new(SIZE, VERSION, PAGE);
   while (torture_goes_on()) {

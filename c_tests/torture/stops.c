@@ -226,7 +226,7 @@ static void one_round(enum place place, uint64_t *seed) {
 }
 
 int main(int argc, char **argv) {
-  torture_begin(argc, argv, "stops", 1000);
+  torture_begin(argc, argv, "stops", 400);
   scene = nf_shared(sizeof *scene);
   for (uint64_t i = 0; i < 2; i++) {
     far_files[i] = far_new(SIZE, VERSION + i, PAGE);
