@@ -110,6 +110,10 @@ static void fork_while_used(nearfile_cache *cache, nearfile_file *file, uint64_t
 
 static void worker(uint64_t seed) {
   alarm(0);  // killed soon, or by its parent's death
+  if (seed % 3 == 0) {  // more often than chance would, right after a lock
+    nf_pause_seed = seed, nf_pause_locked_us = 300;
+    nf_after_lock = nf_pause_at_random;
+  }
   for (;;) {
     nearfile_cache *cache = open_cache();
     uint64_t which = nf_below(&seed, FILES);
