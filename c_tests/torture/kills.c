@@ -10,9 +10,10 @@ enum { VERSION = 53, PAGE = 4096, PAGES = 24, SIZE = PAGES * PAGE - 700, WORKERS
 static far_file *far_files[FILES];
 static const char *const keys[FILES] = {"a", "b", "c"};
 
-static nearfile_cache *open_cache(void) {
+// Fetches of some pages at once, or of a page in pieces.
+static nearfile_cache *open_cache(bool in_pieces) {
   nearfile_cache_options options = {
-      .struct_size = sizeof options, .page_size = PAGE, .max_fetch_bytes = 4 * PAGE, .size_limit = LIMIT, .wait_ms = 10000};
+      .struct_size = sizeof options, .page_size = PAGE, .max_fetch_bytes = in_pieces ? PAGE / 4 : 4 * PAGE, .size_limit = LIMIT, .wait_ms = 10000};
   char path[NF_PATH];
   nearfile_cache *cache = NULL;
   MUST(nearfile_cache_open(nf_path(path, "cache"), &options, &cache) == 0);
@@ -115,7 +116,7 @@ static void worker(uint64_t seed) {
     nf_after_lock = nf_pause_at_random;
   }
   for (;;) {
-    nearfile_cache *cache = open_cache();
+    nearfile_cache *cache = open_cache(nf_below(&seed, 4) == 0);
     uint64_t which = nf_below(&seed, FILES);
     nearfile_file *files[2];
     for (uint64_t i = 0; i < 2; i++) {
@@ -176,7 +177,7 @@ static void drain(bool alone) {
     return;
   }
   int64_t began = torture_now_us();
-  nearfile_cache *cache = open_cache();
+  nearfile_cache *cache = open_cache(false);
   for (uint64_t i = 0; i < FILES; i++) {
     nearfile_file *file = nf_open_far(cache, far_files[i], FAR_AT, keys[i]);
     CHECK(strncmp(nearfile_data_path(file), "/proc/", 6) != 0);  // still shared
@@ -247,8 +248,8 @@ static uint64_t sum_over(const char *ending, uint64_t (*of)(int fd)) {
 static void check_count(void) {
   pid_t child = nf_fork(WATCHDOG_S);
   if (child == 0) {
-    nearfile_cache_close(open_cache());
-    nearfile_cache_close(open_cache());
+    nearfile_cache_close(open_cache(false));
+    nearfile_cache_close(open_cache(false));
     nf_child_ends();
   }
   CHECK_CHILD(child);

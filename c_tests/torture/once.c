@@ -27,8 +27,14 @@ static void check_stats(const nearfile_file *file) {
   CHECK_EQ(stats.cached_bytes, SIZE);
 }
 
+// Several pages a fetch, one, as many as there are, or each in pieces.
+static nearfile_cache *open_cache(const char *name) {
+  static const uint64_t max_fetch[] = {3 * PAGE, PAGE, 0, PAGE / 4};
+  return nf_cache(name, PAGE, max_fetch[torture.done % 4], 0);
+}
+
 static void process(const char *cache_name, far_file *far, pthread_barrier_t *start, uint64_t seed) {
-  nearfile_cache *cache = nf_cache(cache_name, PAGE, 3 * PAGE, 0);
+  nearfile_cache *cache = open_cache(cache_name);
   nearfile_file *file = nf_open_far(cache, far, (enum far_kind)(seed % 4), "once");
   struct reader readers[THREADS];
   pthread_t threads[THREADS];
@@ -45,7 +51,7 @@ static void process(const char *cache_name, far_file *far, pthread_barrier_t *st
 
 // A process whose one handle is read by eight children, and not by itself.
 static void parent(const char *cache_name, far_file *far, pthread_barrier_t *start, uint64_t seed) {
-  nearfile_cache *cache = nf_cache(cache_name, PAGE, 3 * PAGE, 0);
+  nearfile_cache *cache = open_cache(cache_name);
   nearfile_file *file = nf_open_far(cache, far, FAR_AT_OPEN, "once");
   pid_t children[CHILDREN];
   for (uint64_t i = 0; i < CHILDREN; i++) {
