@@ -27,6 +27,15 @@ pub(crate) trait MakeRoom: Send + Sync + std::fmt::Debug {
     fn give_up(&self, bytes: u64) -> u64;
 }
 
+/// What was found in a directory whose last session did not end well.
+#[derive(Debug)]
+pub(crate) struct Census {
+    /// What its pairs hold.
+    pub(crate) bytes: u64,
+    /// There is something that only a later look can judge: the next first opener looks again.
+    pub(crate) again: bool,
+}
+
 /// The budget of an open directory.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -74,7 +83,7 @@ impl Budget {
         limit: u64,
         min_free: u64,
         wait: Duration,
-        census: impl FnOnce() -> u64,
+        census: impl FnOnce() -> Census,
     ) -> io::Result<Arc<Budget>> {
         let session = control.reopen()?;
         let Some((entry, gate)) = CONTROL_SESSION.enter(session.as_fd(), wait)? else {
@@ -89,8 +98,9 @@ impl Budget {
                     private.store(0, Ordering::Release);
                     control.slot_taken(slot).store(0, Ordering::Release);
                 }
-                control.word(AT_USED).store(census(), Ordering::Release);
-                control.word(AT_RECOUNT).store(0, Ordering::Release);
+                let census = census();
+                control.word(AT_USED).store(census.bytes, Ordering::Release);
+                control.word(AT_RECOUNT).store(u64::from(census.again), Ordering::Release);
             }
             control.word(AT_CONTROL_SESSION).store(((before >> 1) + 1) << 1, Ordering::Release);
         }

@@ -1,7 +1,7 @@
 //! Naming, making, finding and replacing pairs. What is found is checked before it is used: nothing here follows a link, opens a
 //! device, uses another user's file or writes over a foreign one. What cannot be used costs the near copy, never the read.
 
-use crate::budget::{Account, Budget};
+use crate::budget::{Account, Budget, Census};
 use crate::control::{Control, hex, named, temporary_name};
 use crate::dropping::Dropped;
 use crate::error::{Error, Result};
@@ -347,11 +347,9 @@ impl Shared {
     fn open(path: &Path, fd: &Arc<OwnedFd>, options: &CacheOptions, wait: Duration) -> io::Result<Shared> {
         let control = Arc::new(Control::open(fd.as_fd())?);
         let census = || {
-            sweep_orphans(path, fd.as_fd());
-            list(path, fd.as_fd())
-                .filter_map(|listed| Index::map(listed.index, &listed.header, false).ok())
-                .map(|index| index.recount_held())
-                .sum()
+            let again = sweep_orphans(path, fd.as_fd());
+            let indexes = list(path, fd.as_fd()).filter_map(|listed| Index::map(listed.index, &listed.header, false).ok());
+            Census { bytes: indexes.map(|index| index.recount_held()).sum(), again }
         };
         let dir = Arc::clone(fd);
         let budget = Budget::open(Arc::clone(&control), dir, options.size_limit, options.min_free, wait, census)?;
@@ -385,29 +383,35 @@ fn listed(dir: BorrowedFd<'_>, name: CString) -> io::Result<Option<Listed>> {
 
 /// Removes what was left behind by makers and removers that were killed: indexes and `control`s that never got their names, and
 /// mirrors that no index names; these only if empty, or if every index here can be read. Nobody else is in the directory. What is of
-/// another kind, or young enough to be in the making, is left alone.
-fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) {
+/// another kind is left alone; whether something is young enough to be in the making, and so left for the next sweep, is returned.
+fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) -> bool {
     let mirrors: Vec<CString> = list(path, dir).map(|pair| named(&pair.header.mirror, "data")).collect();
     let all_read = mirrors.len() == names(path).filter(|name| name.to_bytes().ends_with(b".index")).count();
-    let left_behind = |name: &CStr| {
+    let age_left_behind = |name: &CStr| {
         let file = file::open_at(Some(dir), name, Open::Existing).ok()?;
         let stat = file::stat(file.as_fd()).ok()?;
-        let old = index::now().saturating_sub(stat.changed) > ORPHAN_AGE.as_nanos() as u64;
         let ours = if name.to_bytes().ends_with(b".data") {
             all_read
         } else {
             Control::was_to_be(&file) || matches!(index::read_header(file.as_fd(), &stat), Ok(Ok(_)))
         };
-        Some(unfit(&stat).is_none() && old && (ours || stat.allocated == 0))
+        (unfit(&stat).is_none() && (ours || stat.allocated == 0)).then(|| index::now().saturating_sub(stat.changed))
     };
+    let mut again = false;
     for name in names(path) {
         let bytes = name.to_bytes();
         let named_so =
             bytes.len() > 32 && bytes[..32].iter().all(u8::is_ascii_hexdigit) && matches!(&bytes[32..], b".tmp" | b".data");
-        if named_so && !mirrors.contains(&name) && left_behind(&name) == Some(true) {
-            let _ = file::unlink_at(Some(dir), &name);
+        if !named_so || mirrors.contains(&name) {
+            continue;
+        }
+        match age_left_behind(&name) {
+            Some(age) if age > ORPHAN_AGE.as_nanos() as u64 => drop(file::unlink_at(Some(dir), &name)),
+            Some(_) => again = true,
+            None => {}
         }
     }
+    again
 }
 
 /// Nobody takes so long to make a pair.

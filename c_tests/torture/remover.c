@@ -81,6 +81,28 @@ static void race(far_file *far, uint64_t seed) {
 
 // ---- what is left ------------------------------------------------------------------------------------------------------------
 
+// Copies `control`, whole or with nothing in it yet, as a maker that was killed leaves it.
+static void plant_a_control(const char *name, bool whole) {
+  char from[NF_PATH], to[NF_PATH];
+  static char bytes[1 << 17];
+  int in = open(nf_path(from, "cache/control"), O_RDONLY | O_CLOEXEC);
+  int out = open(nf_path(to, name), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  MUST(in >= 0 && out >= 0);
+  ssize_t len = read(in, bytes, sizeof bytes);
+  if (!whole) memset(bytes, 0, sizeof bytes);
+  MUST(len > 0 && write(out, bytes, (size_t)len) == len && close(in) == 0 && close(out) == 0);
+}
+
+// Comes and goes: what is young is left, and not forgotten by an end that is clean.
+static void come_and_go(void) {
+  pid_t child = nf_fork(WATCHDOG_S);
+  if (child == 0) {
+    for (int i = 0; i < 3; i++) nearfile_cache_close(nf_cache("cache", PAGE, 0, 0));
+    nf_child_ends();
+  }
+  CHECK_CHILD(child);
+}
+
 // After all have left: whoever comes and removes the key leaves only `control`. What the killed left behind goes once it is old.
 static void check_nothing_left(far_file *far, bool killed) {
   pid_t child = nf_fork(WATCHDOG_S);
@@ -140,6 +162,11 @@ static void one_round(far_file *far, bool kills_them) {
   NF_UNTIL(nf_now_ms() >= end, ROUND_MS);
   atomic_store(&scene->over, true);
   for (int i = 0; i < PROCESSES; i++) CHECK_CHILD(children[i]);
+  if (kills_them) {
+    plant_a_control("cache/00112233445566778899aabbccddeeff.tmp", true);
+    plant_a_control("cache/ffeeddccbbaa99887766554433221100.tmp", false);
+    come_and_go();
+  }
   check_nothing_left(far, kills_them);
 }
 
