@@ -24,14 +24,6 @@ static void fill(nearfile_cache *cache, far_file *far) {
   far_forget(far);
 }
 
-static void change(const char *path, uint64_t at, unsigned char xor) {
-  int fd = open(path, O_RDWR | O_CLOEXEC);
-  unsigned char byte;
-  MUST(fd >= 0 && pread(fd, &byte, 1, (off_t)at) == 1);
-  byte ^= xor;
-  MUST(pwrite(fd, &byte, 1, (off_t)at) == 1 && close(fd) == 0);
-}
-
 enum harm { ONE_BIT, FIRST_BYTE, LAST_BYTE, ZEROED, PUNCHED, SWAPPED, TORN, HARMS };
 
 // Does harm to every page of a mirror.
@@ -42,9 +34,9 @@ static void do_harm(enum harm harm, uint64_t seed) {
   for (uint64_t i = 0; i < PAGES; i++) {
     uint64_t start = i * PAGE, len = i == PAGES - 1 ? SIZE - start : PAGE;
     switch (harm) {
-      case ONE_BIT: change(data_path, start + nf_below(&seed, len), (unsigned char)(1 << nf_below(&seed, 8))); break;
-      case FIRST_BYTE: change(data_path, start, 0x80); break;
-      case LAST_BYTE: change(data_path, start + len - 1, 1); break;
+      case ONE_BIT: nf_flip(data_path, start + nf_below(&seed, len), (unsigned char)(1 << nf_below(&seed, 8))); break;
+      case FIRST_BYTE: nf_flip(data_path, start, 0x80); break;
+      case LAST_BYTE: nf_flip(data_path, start + len - 1, 1); break;
       case ZEROED:
         memset(page, 0, sizeof page);
         MUST(pwrite(fd, page, (size_t)len, (off_t)start) == (ssize_t)len);
@@ -118,7 +110,7 @@ static void some_pages_are_damaged(void) {
     uint64_t count = 0;
     for (int i = 0; i < 10; i++) {
       uint64_t page = nf_below(&seed, PAGES);
-      if (!bad[page]) change(data_path, page * PAGE + nf_below(&seed, 700), 0x10);
+      if (!bad[page]) nf_flip(data_path, page * PAGE + nf_below(&seed, 700), 0x10);
       count += !bad[page];
       bad[page] = true;
     }
@@ -144,7 +136,7 @@ static void damage_without_a_source(void) {
   nearfile_cache *cache = nf_cache("cache", PAGE, 0, 0);
   far_file *far = far_new(SIZE, VERSION, PAGE);
   fill(cache, far);
-  change(data_path, 5 * PAGE + 1, 4);
+  nf_flip(data_path, 5 * PAGE + 1, 4);
   far->hook = gone;
   nearfile_file *file = open_flags(cache, far, 0);
   char buf[3 * PAGE];
@@ -302,11 +294,11 @@ static void bits_of_the_index(void) {
     struct stat stat_;
     MUST(stat(index_path, &stat_) == 0);
     for (uint64_t page = 0; page < PAGES; page++) {
-      if (round < 64) change(index_path, WORDS + 8 * page + (uint64_t)round / 8, (unsigned char)(1 << round % 8));
+      if (round < 64) nf_flip(index_path, WORDS + 8 * page + (uint64_t)round / 8, (unsigned char)(1 << round % 8));
     }
     for (int i = 0; i < 50 && round >= 64; i++) {
       uint64_t at = nf_below(&seed, 2) ? 128 + nf_below(&seed, 128) : 8192 + nf_below(&seed, (uint64_t)stat_.st_size - 8192);
-      change(index_path, at, (unsigned char)(1 << nf_below(&seed, 8)));
+      nf_flip(index_path, at, (unsigned char)(1 << nf_below(&seed, 8)));
     }
     alarm(20);
     nearfile_file *file = open_flags(cache, far, round % 3 == 0 ? NEARFILE_VERIFY_ALWAYS : 0);

@@ -486,6 +486,24 @@ static inline void nf_check_child(const char *file, int line, pid_t child) {
 }
 #define CHECK_CHILD(child) nf_check_child(__FILE__, __LINE__, child)
 
+// Kills a child, which must not have ended by itself before: failed, or hung until its watchdog came.
+static inline void nf_kill_child(const char *file, int line, pid_t child) {
+  int status = 0;
+  kill(child, SIGKILL);
+  MUST(waitpid(child, &status, 0) == child);
+  if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL) nf_fail(file, line, "a child ended before it was killed (see above)");
+}
+#define nf_kill(child) nf_kill_child(__FILE__, __LINE__, child)
+
+// Flips bits of one byte of a file.
+static inline void nf_flip(const char *path, uint64_t at, unsigned char bits) {
+  int fd = open(path, O_RDWR | O_CLOEXEC);
+  unsigned char byte;
+  MUST(fd >= 0 && pread(fd, &byte, 1, (off_t)at) == 1);
+  byte ^= bits;
+  MUST(pwrite(fd, &byte, 1, (off_t)at) == 1 && close(fd) == 0);
+}
+
 // Zeroed memory that forked children share.
 static inline void *nf_shared(size_t len) {
   void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -252,12 +252,7 @@ static void kills_at_random(void) {
   uint64_t seed = 4711;
   for (int round = 0; round < 120; round++) {
     int which = (int)nf_below(&seed, 4);
-    if (children[which] != 0) {
-      int status = 0;
-      kill(children[which], SIGKILL);
-      MUST(waitpid(children[which], &status, 0) == children[which]);
-      CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);  // it did not fail or hang by itself
-    }
+    if (children[which] != 0) nf_kill(children[which]);
     children[which] = nf_fork(60);
     if (children[which] == 0) {
       uint64_t mine = (uint64_t)round;
@@ -280,11 +275,7 @@ static void kills_at_random(void) {
     nf_sleep_us((unsigned)nf_below(&seed, 20000));
   }
   for (int i = 0; i < 4; i++) {
-    int status = 0;
-    if (children[i] == 0) continue;
-    kill(children[i], SIGKILL);
-    MUST(waitpid(children[i], &status, 0) == children[i]);
-    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    if (children[i] != 0) nf_kill(children[i]);
   }
   nearfile_cache *cache = nf_cache("cache", PAGE, 0, 0);
   nearfile_file *file = nf_open_far(cache, far, FAR_AT, "killed");

@@ -1,51 +1,9 @@
 // Guards the beginning and the end of sessions, where openers, closers and the dead meet on the same locks: the program puts a pause
 // after every lock call of the library (its own fcntl takes libc's place), so that what else happens once in a thousand happens.
 #include "nf_test.h"
-
-#include <stdarg.h>
-#include <sys/syscall.h>
+#include "nf_locks.h"
 
 enum { VERSION = 31, PAGE = 4096, PAGES = 20, SIZE = PAGES * PAGE - 5 };
-
-// ---- lock calls with pauses ---------------------------------------------------------------------------------------------------
-
-static void (*after_lock)(bool locked);  // runs after each lock call of the library
-static _Atomic uint64_t lock_calls;
-
-static int lock_call(int fd, int command, void *argument) {
-  int result = (int)syscall(SYS_fcntl, fd, command, argument);
-  if (command == F_OFD_SETLK && ((struct flock *)argument)->l_type != F_UNLCK) {
-    int saved = errno;
-    atomic_fetch_add(&lock_calls, 1);
-    if (after_lock != NULL) after_lock(result == 0);
-    errno = saved;
-  }
-  return result;
-}
-
-int fcntl(int fd, int command, ...) {
-  va_list arguments;
-  va_start(arguments, command);
-  void *argument = va_arg(arguments, void *);
-  va_end(arguments);
-  return lock_call(fd, command, argument);
-}
-
-int fcntl64(int fd, int command, ...) {
-  va_list arguments;
-  va_start(arguments, command);
-  void *argument = va_arg(arguments, void *);
-  va_end(arguments);
-  return lock_call(fd, command, argument);
-}
-
-static uint64_t pause_seed;
-static unsigned pause_locked_us, pause_refused_us;
-
-static void pause_at_random(bool locked) {
-  unsigned most = locked ? pause_locked_us : pause_refused_us;
-  if (most != 0 && nf_below(&pause_seed, 2)) nf_sleep_us((unsigned)nf_below(&pause_seed, most));
-}
 
 // ---- many openers and closers ---------------------------------------------------------------------------------------------------
 
@@ -70,32 +28,24 @@ static void run_processes(far_file *far, int count, int64_t ms, unsigned locked_
   for (int round = 0; round == 0 || (kills && nf_now_ms() < end); round++) {
     for (int i = 0; i < count; i++) {
       if (children[i] != 0 && nf_below(&seed, 3) != 0) continue;
-      if (children[i] != 0) {
-        int status = 0;
-        kill(children[i], SIGKILL);
-        MUST(waitpid(children[i], &status, 0) == children[i]);
-        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-      }
+      if (children[i] != 0) nf_kill(children[i]);
       children[i] = nf_fork(30);
       if (children[i] != 0) continue;
-      uint64_t mine = pause_seed = (uint64_t)(round * 10 + i);
-      pause_locked_us = locked_us, pause_refused_us = refused_us;
-      after_lock = pause_at_random;
+      uint64_t mine = nf_pause_seed = (uint64_t)(round * 10 + i);
+      nf_pause_locked_us = locked_us, nf_pause_refused_us = refused_us;
+      nf_after_lock = nf_pause_at_random;
       while ((kills || nf_now_ms() < end) && nf_failures == 0) open_read_close(far, &mine, drops);
-      CHECK(lock_calls > 0);  // the pauses were there
+      CHECK(nf_lock_calls > 0);  // the pauses were there
       nf_child_ends();
     }
     if (kills) nf_sleep_us((unsigned)nf_below(&seed, 15000));
   }
   for (int i = 0; i < count; i++) {
-    int status = 0;
-    if (!kills) {
+    if (kills) {
+      nf_kill(children[i]);
+    } else {
       CHECK_CHILD(children[i]);
-      continue;
     }
-    kill(children[i], SIGKILL);
-    MUST(waitpid(children[i], &status, 0) == children[i]);
-    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
   }
 }
 
@@ -152,14 +102,16 @@ static struct scene {
   atomic_int locked, refused, dead;
 } *scene;
 
-static void die_with_the_lock(bool locked) {
+static void die_with_the_lock(int fd, const struct flock *lock, bool locked) {
+  (void)fd, (void)lock;
   if (!locked) return;
   atomic_store(&scene->locked, 1);
   NF_UNTIL(atomic_load(&scene->refused), 3000);
   kill(getpid(), SIGKILL);
 }
 
-static void wait_for_a_death(bool locked) {
+static void wait_for_a_death(int fd, const struct flock *lock, bool locked) {
+  (void)fd, (void)lock;
   if (locked) return;
   atomic_store(&scene->refused, 1);
   NF_UNTIL(atomic_load(&scene->dead), 10000);
@@ -189,7 +141,7 @@ static void a_dead_session_is_not_joined(void) {
     pid_t victim = nf_fork(20);
     if (victim == 0) {
       nearfile_cache *cache = nf_cache(name, PAGE, 0, 0);
-      after_lock = die_with_the_lock;
+      nf_after_lock = die_with_the_lock;
       nf_open_far(cache, far, FAR_AT, "key");
       nf_child_ends();
     }
@@ -200,7 +152,7 @@ static void a_dead_session_is_not_joined(void) {
       children[i] = nf_fork(20);
       if (children[i] != 0) continue;
       nearfile_cache *cache = nf_cache(name, PAGE, 0, 0);
-      after_lock = wait_for_a_death;
+      nf_after_lock = wait_for_a_death;
       nearfile_file *file = nf_open_far(cache, far, FAR_AT, "key");
       CHECK_ALL(file, VERSION);
       CHECK_EQ(nf_stats(file).passed_through, 0);

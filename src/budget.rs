@@ -10,7 +10,6 @@ use crate::format::{AT_CONTROL_DURABLE, AT_CONTROL_SESSION, AT_LIMIT, AT_RECOUNT
 use crate::ledger::{Ledger, subtract};
 use crate::lock::CONTROL_SESSION;
 use crate::log;
-use crate::options::DEFAULT_WAIT;
 use crate::session::{Entry, SessionWord};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::file;
@@ -30,6 +29,15 @@ pub(crate) trait MakeRoom: Send + Sync + std::fmt::Debug {
     fn give_up(&self, bytes: u64) -> u64;
 }
 
+/// What was found in a directory whose last session did not end well.
+#[derive(Debug)]
+pub(crate) struct Census {
+    /// What its pairs hold.
+    pub(crate) bytes: u64,
+    /// There is something that only a later look can judge: the next first opener looks again.
+    pub(crate) again: bool,
+}
+
 /// The budget of an open directory.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -38,6 +46,8 @@ pub(crate) struct Budget {
     /// The description on which this process is in the directory's session; inherited by children, who are in it, too.
     session: OnceLock<OwnedFd>,
     min_free: u64,
+    /// How long its end waits for others who come in or go.
+    wait: Duration,
     slots: PerProcess<Slots>,
     evictor: OnceLock<Weak<dyn MakeRoom>>,
 }
@@ -75,7 +85,7 @@ impl Budget {
         limit: u64,
         min_free: u64,
         wait: Duration,
-        census: impl FnOnce() -> u64,
+        census: impl FnOnce() -> Census,
     ) -> io::Result<Arc<Budget>> {
         let session = control.reopen()?;
         let Some((entry, gate)) = CONTROL_SESSION.enter(session.as_fd(), wait)? else {
@@ -88,8 +98,9 @@ impl Budget {
                 for slot in 0..SLOTS {
                     control.slot(slot).clear();
                 }
-                control.word(AT_USED).store(census(), Ordering::Release);
-                control.word(AT_RECOUNT).store(0, Ordering::Release);
+                let census = census();
+                control.word(AT_USED).store(census.bytes, Ordering::Release);
+                control.word(AT_RECOUNT).store(u64::from(census.again), Ordering::Release);
             }
             word.begin(count);
         }
@@ -98,7 +109,7 @@ impl Budget {
             control.word(AT_LIMIT).store(limit, Ordering::Release);
         }
         let session = OnceLock::from(session);
-        Ok(Arc::new(Budget { control, dir, session, min_free, slots: PerProcess::new(), evictor: OnceLock::new() }))
+        Ok(Arc::new(Budget { control, dir, session, min_free, wait, slots: PerProcess::new(), evictor: OnceLock::new() }))
     }
 
     /// Names who makes room when a reservation cannot be met.
@@ -226,6 +237,12 @@ impl Budget {
         slot.as_ref().map(|(slot, _)| self.control.slot(*slot).reserved)
     }
 
+    /// Before files are made or taken away: a process that is killed there leaves its slot, so that the next first opener counts anew
+    /// and sweeps.
+    pub(crate) fn answer_for_files(&self) {
+        let _ = self.reserving();
+    }
+
     fn private_slot(&self) -> Option<u64> {
         let find = || {
             let description = self.control.reopen().ok()?;
@@ -259,7 +276,7 @@ impl Budget {
         let fresh = self.control.reopen()?;
         self.leave_slots();
         drop(session);
-        let Some(_gate) = CONTROL_SESSION.is_deserted(fresh.as_fd(), DEFAULT_WAIT)? else { return Ok(()) };
+        let Some(_gate) = CONTROL_SESSION.is_deserted(fresh.as_fd(), self.wait)? else { return Ok(()) };
         self.reclaim();
         if self.control.word(AT_RECOUNT).load(Ordering::Acquire) != 0 {
             return Ok(()); // stays unclean

@@ -62,6 +62,12 @@ impl Control {
         Ok(check_control(&bytes[..len]).and(length))
     }
 
+    /// Whether a file could be a `control` whose maker was killed before it had its name.
+    pub(crate) fn was_to_be(file: &OwnedFd) -> bool {
+        let whole = file::stat(file.as_fd()).is_ok_and(|stat| stat.size == CONTROL_LEN);
+        whole && matches!(Control::check(file), Ok(Ok(()) | Err(Unreadable::Damaged(_))))
+    }
+
     fn map(file: OwnedFd) -> io::Result<Control> {
         file::allocate(file.as_fd(), 0..CONTROL_LEN)?;
         let map = SharedMap::of(file.as_fd(), CONTROL_LEN)?;

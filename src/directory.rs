@@ -1,7 +1,7 @@
 //! Naming, making, finding and replacing pairs. What is found is checked before it is used: nothing here follows a link, opens a
 //! device, uses another user's file or writes over a foreign one. What cannot be used costs the near copy, never the read.
 
-use crate::budget::{Account, Budget};
+use crate::budget::{Account, Budget, Census};
 use crate::control::{Control, hex, named, temporary_name};
 use crate::dropping::Dropped;
 use crate::error::{Error, Result};
@@ -148,7 +148,7 @@ impl Directory {
                 Err(error) => self.say_private(&name, &error.to_string()),
             }
         }
-        private(fd.as_fd(), wanted, self.account(true))
+        private(fd.as_fd(), wanted, self.account(true), wait)
             .inspect_err(|error| log::warn(|| format!("{}: no private file there ({error}): nothing is kept", self.path.display())))
             .ok()
     }
@@ -216,6 +216,9 @@ impl Directory {
     /// Makes a pair under random names and publishes it; the index comes last and is the commit point.
     fn make(&self, fd: &Arc<OwnedFd>, control: &Control, name: &CStr, wanted: Wanted<'_>, wait: Duration) -> io::Result<Found> {
         let Some(_lock) = control.lock(wait)? else { return Ok(Found::Unusable("the directory's lock is stuck".into())) };
+        if let Some(shared) = &self.shared {
+            shared.budget.answer_for_files();
+        }
         let random = file::random()?;
         let (data_name, index_name) = (named(&random, "data"), temporary_name(&random));
         let dir = Some(fd.as_fd());
@@ -234,7 +237,7 @@ impl Directory {
             }
         };
         let place = Place { data: self.place_of(&data_name), index: self.place_of(name), parents: vec![Arc::clone(fd)] };
-        finish(index, mirror, place, self.account(false))
+        finish(index, mirror, place, self.account(false), wait)
     }
 
     /// Takes a damaged pair out of the way, both files; who has it open keeps what is open.
@@ -332,6 +335,7 @@ impl Directory {
         let locked = file::reopen(listed.index.as_fd())?;
         let index = Index::map(locked, &listed.header, false)?;
         let gone = Dropped { pages: index.census().0, bytes: index.count_held() };
+        shared.budget.answer_for_files();
         file::unlink_at(dir, &listed.name)?;
         file::unlink_at(dir, &named(&listed.header.mirror, "data"))?;
         shared.budget.give_back(gone.bytes);
@@ -343,11 +347,9 @@ impl Shared {
     fn open(path: &Path, fd: &Arc<OwnedFd>, options: &CacheOptions, wait: Duration) -> io::Result<Shared> {
         let control = Arc::new(Control::open(fd.as_fd())?);
         let census = || {
-            sweep_orphans(path, fd.as_fd());
-            list(path, fd.as_fd())
-                .filter_map(|listed| Index::map(listed.index, &listed.header, false).ok())
-                .map(|index| index.recount_held())
-                .sum()
+            let again = sweep_orphans(path, fd.as_fd());
+            let indexes = list(path, fd.as_fd()).filter_map(|listed| Index::map(listed.index, &listed.header, false).ok());
+            Census { bytes: indexes.map(|index| index.recount_held()).sum(), again }
         };
         let dir = Arc::clone(fd);
         let budget = Budget::open(Arc::clone(&control), dir, options.size_limit, options.min_free, wait, census)?;
@@ -379,33 +381,44 @@ fn listed(dir: BorrowedFd<'_>, name: CString) -> io::Result<Option<Listed>> {
     Ok(header.map(|header| Listed { name, header, index }))
 }
 
-/// Removes what a maker that was killed left behind: empty mirrors without an index, and indexes that never got their names. Anything
-/// that has content of another kind, or is young enough to be in the making, is left alone.
-fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) {
+/// Removes what was left behind by makers and removers that were killed: indexes and `control`s that never got their names, and
+/// mirrors that no index names; these only if empty, or if every index here can be read. Nobody else is in the directory. What is of
+/// another kind is left alone; whether something is young enough to be in the making, and so left for the next sweep, is returned.
+fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) -> bool {
     let mirrors: Vec<CString> = list(path, dir).map(|pair| named(&pair.header.mirror, "data")).collect();
-    let left_behind = |name: &CStr| {
+    let all_read = mirrors.len() == names(path).filter(|name| name.to_bytes().ends_with(b".index")).count();
+    let age_left_behind = |name: &CStr| {
         let file = file::open_at(Some(dir), name, Open::Existing).ok()?;
         let stat = file::stat(file.as_fd()).ok()?;
-        let old = index::now().saturating_sub(stat.changed) > ORPHAN_AGE.as_nanos() as u64;
-        let empty = stat.allocated == 0;
-        let ours = empty || matches!(index::read_header(file.as_fd(), &stat), Ok(Ok(_)));
-        Some(unfit(&stat).is_none() && old && if name.to_bytes().ends_with(b".data") { empty } else { ours })
+        let ours = if name.to_bytes().ends_with(b".data") {
+            all_read
+        } else {
+            Control::was_to_be(&file) || matches!(index::read_header(file.as_fd(), &stat), Ok(Ok(_)))
+        };
+        (unfit(&stat).is_none() && (ours || stat.allocated == 0)).then(|| index::now().saturating_sub(stat.changed))
     };
+    let mut again = false;
     for name in names(path) {
         let bytes = name.to_bytes();
         let named_so =
             bytes.len() > 32 && bytes[..32].iter().all(u8::is_ascii_hexdigit) && matches!(&bytes[32..], b".tmp" | b".data");
-        if named_so && !mirrors.contains(&name) && left_behind(&name) == Some(true) {
-            let _ = file::unlink_at(Some(dir), &name);
+        if !named_so || mirrors.contains(&name) {
+            continue;
+        }
+        match age_left_behind(&name) {
+            Some(age) if age > ORPHAN_AGE.as_nanos() as u64 => drop(file::unlink_at(Some(dir), &name)),
+            Some(_) => again = true,
+            None => {}
         }
     }
+    again
 }
 
 /// Nobody takes so long to make a pair.
 const ORPHAN_AGE: Duration = Duration::from_secs(60);
 
 /// A pair without names, gone with the last process that has it.
-fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>, account: Option<Account>) -> io::Result<Arc<Pair>> {
+fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>, account: Option<Account>, wait: Duration) -> io::Result<Arc<Pair>> {
     let mirror = unnamed(dir)?;
     file::set_len(mirror.as_fd(), wanted.pages.size)?;
     let header = new_header(wanted.key.unwrap_or_default(), wanted.version, wanted.pages, [0; 16]);
@@ -413,7 +426,7 @@ fn private(dir: BorrowedFd<'_>, wanted: Wanted<'_>, account: Option<Account>) ->
     let path = |fd: BorrowedFd<'_>| PathBuf::from(OsStr::from_bytes(file::descriptor_path(fd.as_raw_fd()).as_bytes()));
     let place = Place { data: path(mirror.as_fd()), index: path(index.file()), parents: Vec::new() };
     let stat = file::stat(index.file())?;
-    Ok(Pair::new(index, Mirror::new(mirror, None), place, account, (stat.device, stat.inode)))
+    Ok(Pair::new(index, Mirror::new(mirror, None), place, account, wait, (stat.device, stat.inode)))
 }
 
 fn unnamed(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {

@@ -98,10 +98,10 @@ pub(crate) fn enter(
     if file::stat(index.file())?.links == 0 {
         return Ok(Found::Again);
     }
-    finish(index, mirror, place, account)
+    finish(index, mirror, place, account, wait)
 }
 
-pub(crate) fn finish(index: Index, mirror: OwnedFd, place: Place, account: Option<Account>) -> io::Result<Found> {
+pub(crate) fn finish(index: Index, mirror: OwnedFd, place: Place, account: Option<Account>, wait: Duration) -> io::Result<Found> {
     let stat = file::stat(index.file())?;
     let named = place.data.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
     let identity = file::identity(mirror.as_fd()).ok().flatten();
@@ -109,7 +109,7 @@ pub(crate) fn finish(index: Index, mirror: OwnedFd, place: Place, account: Optio
         (Some(dir), Some(name), Some(found)) => Some(Name { dir: Arc::clone(dir), name, found }),
         _ => None,
     };
-    let pair = Pair::new(index, Mirror::new(mirror, name), place, account, (stat.device, stat.inode));
+    let pair = Pair::new(index, Mirror::new(mirror, name), place, account, wait, (stat.device, stat.inode));
     Ok(Found::Pair(pair.enroll()))
 }
 

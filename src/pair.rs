@@ -7,7 +7,6 @@ use crate::index::{Index, now};
 use crate::lock::{Claim, INDEX_SESSION, PageLocks};
 use crate::log;
 use crate::mirror::Mirror;
-use crate::options::DEFAULT_WAIT;
 use crate::range::{Pages, Run};
 use crate::stats::{Count, Counters};
 use crate::sync::Mutex;
@@ -20,6 +19,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// What a handle takes on trust.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,6 +57,8 @@ pub(crate) struct Pair {
     place: Place,
     /// Who counts its bytes; None: nobody, as it lies in no cache directory.
     account: Option<Account>,
+    /// How long its end waits for others who come in or go.
+    wait: Duration,
     local: PerProcess<Local>,
     identity: (u64, u64),
 }
@@ -81,8 +83,15 @@ type Roll = BTreeMap<(u64, u64), Weak<Pair>>;
 
 impl Pair {
     /// Takes over an index whose session was entered on its descriptor.
-    pub(crate) fn new(index: Index, mirror: Mirror, place: Place, account: Option<Account>, identity: (u64, u64)) -> Arc<Pair> {
-        let pair = Pair { index, mirror, locks: PageLocks::new(), place, account, local: PerProcess::new(), identity };
+    pub(crate) fn new(
+        index: Index,
+        mirror: Mirror,
+        place: Place,
+        account: Option<Account>,
+        wait: Duration,
+        identity: (u64, u64),
+    ) -> Arc<Pair> {
+        let pair = Pair { index, mirror, locks: PageLocks::new(), place, account, wait, local: PerProcess::new(), identity };
         Arc::new(pair)
     }
 
@@ -307,7 +316,7 @@ impl Pair {
             file::sync_data(self.index.file())?;
         }
         self.index.leave_session(fresh);
-        let Some(_gate) = INDEX_SESSION.is_deserted(self.index.file(), DEFAULT_WAIT)? else { return Ok(()) };
+        let Some(_gate) = INDEX_SESSION.is_deserted(self.index.file(), self.wait)? else { return Ok(()) };
         if !self.index.is_lasting() {
             self.give_back(self.index.take_held());
             return Ok(());
@@ -348,6 +357,9 @@ impl Pair {
     /// Removes the files of a pair that was removed while it was open. Inside the gate, likewise.
     fn take_away(&self) -> io::Result<()> {
         let held = self.index.count_held();
+        if let Some(account) = &self.account {
+            account.budget().answer_for_files();
+        }
         for path in [&self.place.index, &self.place.data] {
             std::fs::remove_file(path)?;
         }

@@ -26,14 +26,14 @@ pub(crate) fn pair_at(data: &Path, index: &Path, wanted: Wanted<'_>, frozen: boo
         let found = match (names.open(&names.data), names.open(&names.index)) {
             (Ok(data_file), Ok(index_file)) => names.join(data_file, index_file, data, index, wanted, wait),
             (Err(error), _) | (_, Err(error)) if frozen => return Err(Error::io(format!("frozen pair {}", data.display()), error)),
-            (Err(first), Err(second)) if missing(&first) && missing(&second) => names.make(None, data, index, wanted),
+            (Err(first), Err(second)) if missing(&first) && missing(&second) => names.make(None, data, index, wanted, wait),
             (Ok(data_file), Err(error)) if missing(&error) => {
                 // Another process may be between the two; or one died there, leaving an empty mirror.
                 if is_empty_mirror(&data_file, wanted) && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(5));
                     continue;
                 }
-                names.make(Some(data_file), data, index, wanted)
+                names.make(Some(data_file), data, index, wanted, wait)
             }
             // Both may have been published between the two looks; the data comes first.
             (Err(error), Ok(_)) if missing(&error) && names.open(&names.data).is_ok() => continue,
@@ -154,11 +154,18 @@ impl Paths {
         };
         let mut index = Index::map_fixed(index, &header)?;
         index.begin_session(&mirror_stat)?;
-        finish(index, mirror, place_at(data_path, index_path)?, None)
+        finish(index, mirror, place_at(data_path, index_path)?, None, Duration::ZERO)
     }
 
     /// Makes the pair; of a mirror that is there already only one that holds nothing is taken.
-    fn make(&self, there: Option<OwnedFd>, data_path: &Path, index_path: &Path, wanted: Wanted<'_>) -> io::Result<Found> {
+    fn make(
+        &self,
+        there: Option<OwnedFd>,
+        data_path: &Path,
+        index_path: &Path,
+        wanted: Wanted<'_>,
+        wait: Duration,
+    ) -> io::Result<Found> {
         let mirror = match there {
             Some(mirror) => {
                 if !is_empty_mirror(&mirror, wanted) {
@@ -176,7 +183,7 @@ impl Paths {
         };
         let header = new_header(wanted.key.unwrap_or_default(), wanted.version, wanted.pages, [0; 16]);
         match self.publish(&self.index, index_path, |file| begin_first(file, &mirror, &header, true)) {
-            Ok(index) => finish(index, mirror, place_at(data_path, index_path)?, None),
+            Ok(index) => finish(index, mirror, place_at(data_path, index_path)?, None, wait),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Found::Again),
             Err(error) => Err(error),
         }
