@@ -157,7 +157,7 @@ impl Dropper<'_> {
     /// Punches pages that are absent now.
     fn punch(&self, run: Run, locked: Run) -> io::Result<()> {
         let (hole, _neighbours) = self.hole(run, locked)?;
-        hook::widen();
+        hook::widen_drop();
         self.pair.mirror().punch(hole)
     }
 
