@@ -43,6 +43,7 @@ impl Pair {
         if self.index().is_fixed() || !self.mirror().can_punch() {
             return Ok(None);
         }
+        self.before_drop()?;
         let Some(right) = dropping(self.index().file(), wait)? else { return Ok(None) };
         let dropper = Dropper { pair: self, _right: right };
         Ok(dropper.finish_left()?.then_some(dropper))
