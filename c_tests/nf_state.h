@@ -8,16 +8,22 @@
 struct nf_state {
   uint64_t used;      // as `control` counts
   uint64_t held;      // as the indexes note
-  uint64_t answered;  // by page words that are not absent
+  uint64_t answered;  // by pages that are not absent, or that a dropper left
   uint64_t disk;      // blocks of the mirrors that an index names
   uint64_t stray;     // blocks of mirrors that no index names
-  int pairs, locks;
+  int pairs, damaged, locks;
 };
 
 static inline uint64_t nf_u64_at(int fd, uint64_t at) {
   uint64_t value = 0;
   MUST(pread(fd, &value, sizeof value, (off_t)at) == (ssize_t)sizeof value);
   return value;
+}
+
+static inline uint64_t nf_blocks_of(int fd) {
+  struct stat stat_buf;
+  MUST(fstat(fd, &stat_buf) == 0);
+  return (uint64_t)stat_buf.st_blocks;
 }
 
 static inline bool nf_is_locked(int fd) {
@@ -29,14 +35,20 @@ static inline bool nf_is_locked(int fd) {
 static inline uint64_t nf_cost(uint64_t start, uint64_t end) { return (end + 4095) / 4096 * 4096 - start / 4096 * 4096; }
 
 static inline void nf_state_of_pair(struct nf_state *state, const char *dir, int index) {
-  enum { SIZE_AT = 32, PAGE_SIZE_AT = 40, MIRROR_AT = 48, HELD_AT = 176, WORDS_AT = 12288 };
+  enum { SIZE_AT = 32, PAGE_SIZE_AT = 40, MIRROR_AT = 48, HELD_AT = 176, DROPPING_AT = 208, WORDS_AT = 12288 };
+  if (nf_blocks_of(index) == 0 || nf_u64_at(index, 0) == 0) {  // torn by a power cut before anything of it was counted on
+    state->damaged++;
+    return;
+  }
   uint64_t size = nf_u64_at(index, SIZE_AT), page_size = nf_u64_at(index, PAGE_SIZE_AT);
   MUST(page_size > 0 && size / page_size < 1u << 20);
+  uint64_t dropping = nf_u64_at(index, DROPPING_AT);  // first 40 | count 24
+  uint64_t left = dropping >> 24, left_end = left + (dropping & 0xFFFFFF);
   state->pairs++;
   state->held += nf_u64_at(index, HELD_AT);
   for (uint64_t page = 0; page * page_size < size; page++) {
     uint64_t end = (page + 1) * page_size < size ? (page + 1) * page_size : size;
-    if (nf_u64_at(index, WORDS_AT + 8 * page) & 3) state->answered += nf_cost(page * page_size, end);
+    if (nf_u64_at(index, WORDS_AT + 8 * page) & 3 || (page >= left && page < left_end)) state->answered += nf_cost(page * page_size, end);
   }
   unsigned char name[16];
   char path[NF_PATH];
@@ -69,8 +81,8 @@ static inline struct nf_state nf_state_of(const char *dir) {
 
 static inline void nf_state_print(const char *what, const struct nf_state *state) {
   fprintf(stderr, "  %s: used %" PRIu64 ", held %" PRIu64 ", answered for %" PRIu64 ", on the disk %" PRIu64 " and stray %" PRIu64
-          ", %d pairs, %d locked files\n", what, state->used, state->held, state->answered, state->disk, state->stray, state->pairs,
-          state->locks);
+          ", %d pairs, %d damaged, %d locked files\n", what, state->used, state->held, state->answered, state->disk, state->stray, state->pairs,
+          state->damaged, state->locks);
 }
 
 #endif
