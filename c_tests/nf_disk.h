@@ -54,6 +54,12 @@ static inline void nf_disk_unmount(const struct nf_disk *disk) {
   CHECK(umount(disk->at) != 0 && errno == EINVAL);  // it is not mounted any more
 }
 
+static inline void nf_disk_sync(const struct nf_disk *disk) {
+  int root = open(disk->at, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  MUST(root >= 0 && syncfs(root) == 0);
+  close(root);
+}
+
 // What was not synced is lost. (EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN: _IOR('X', 125, uint32_t), here without a flush of the log.)
 static inline void nf_disk_cut(const struct nf_disk *disk) {
   uint32_t without_log_flush = 2;

@@ -198,7 +198,7 @@ static uint64_t die_at(uint64_t k, const struct nf_disk *disk) {
   atomic_store(&scene->step, 0);
   int before = nf_failures;
   in_a_fresh_process(earlier_session);
-  if (disk != NULL) sync();
+  if (disk != NULL) nf_disk_sync(disk);
   atomic_store(&scene->done, 0);
   atomic_store(&scene->ready, 0);
   pid_t by = beside ? fork_to(stay) : 0;
