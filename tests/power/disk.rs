@@ -41,7 +41,14 @@ impl Disk {
         run("mount", &["-o", "loop", self.image.to_str().unwrap(), self.mount.to_str().unwrap()]);
     }
 
+    /// What was just killed may keep it busy a little longer.
     fn unmount(&self) {
+        for _ in 0..1000 {
+            match Command::new("umount").arg(&self.mount).output().unwrap() {
+                output if output.status.success() => return,
+                _ => std::thread::sleep(std::time::Duration::from_millis(5)),
+            }
+        }
         run("umount", &[self.mount.to_str().unwrap()]);
     }
 
