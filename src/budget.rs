@@ -166,6 +166,13 @@ impl Budget {
         Ok(())
     }
 
+    /// To be called before pages or files go: the session's number is on the disk, and a slot tells of a kill before the count is right.
+    pub(crate) fn before_drop(&self) -> io::Result<()> {
+        self.before_change()?;
+        self.answer_for_files();
+        Ok(())
+    }
+
     /// Asks for room; true if it may be worth another try.
     pub(crate) fn make_room(&self, bytes: u64) -> bool {
         let limit = self.limit();

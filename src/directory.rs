@@ -332,10 +332,10 @@ impl Directory {
         if file::stat(listed.index.as_fd())?.links != 1 {
             return Ok(None);
         }
+        shared.budget.before_drop()?;
         let locked = file::reopen(listed.index.as_fd())?;
         let index = Index::map(locked, &listed.header, false)?;
         let gone = Dropped { pages: index.census().0, bytes: index.count_held() };
-        shared.budget.answer_for_files();
         file::unlink_at(dir, &listed.name)?;
         file::unlink_at(dir, &named(&listed.header.mirror, "data"))?;
         shared.budget.give_back(gone.bytes);

@@ -43,6 +43,7 @@ impl Pair {
         if self.index().is_fixed() || !self.mirror().can_punch() {
             return Ok(None);
         }
+        self.before_drop()?;
         let Some(right) = dropping(self.index().file(), wait)? else { return Ok(None) };
         let dropper = Dropper { pair: self, _right: right };
         Ok(dropper.finish_left()?.then_some(dropper))
@@ -108,12 +109,12 @@ impl Dropper<'_> {
     /// Drops pages of which none is absent: one note, one hole.
     fn drop_present(&self, run: Run, locked: Run) -> io::Result<Dropped> {
         let index = self.pair.index();
-        index.note_dropping(run);
+        index.note_dropping(Some(run));
         for page in run.first..=run.last {
             self.give_up(page)?;
         }
         self.punch(run, locked)?;
-        index.note_dropped();
+        index.note_dropping(None);
         let bytes = self.pair.cost_of(run);
         index.let_go(bytes);
         self.pair.give_back(bytes);
@@ -134,21 +135,20 @@ impl Dropper<'_> {
     fn finish_left(&self) -> io::Result<bool> {
         let (pair, index) = (self.pair, self.pair.index());
         while let Some(left) = index.left_dropping() {
-            let (alike, state) = pair.head_alike(left.run)?;
+            let (alike, state) = pair.head_alike(left)?;
+            let after = |page| (page < left.last).then(|| Run { first: page + 1, last: left.last });
             if state != State::Absent {
-                index.note_left(left.after(alike.last)); // never given up, or fetched again: a page answers for it
+                index.note_dropping(after(alike.last)); // never given up, or fetched again: a page answers for it
                 continue;
             }
             let Claim::Held(lock) = pair.claim(alike)? else { return Ok(false) };
             let (absent, state) = pair.head_alike(lock.run())?;
             if state == State::Absent {
                 self.punch(absent, lock.run())?;
-                index.note_left(left.after(absent.last));
-                if left.counted {
-                    let bytes = pair.cost_of(absent);
-                    index.let_go(bytes);
-                    pair.give_back(bytes);
-                }
+                index.note_dropping(after(absent.last));
+                let bytes = pair.cost_of(absent);
+                index.let_go(bytes);
+                pair.give_back(bytes);
             }
         }
         Ok(true)
@@ -157,7 +157,7 @@ impl Dropper<'_> {
     /// Punches pages that are absent now.
     fn punch(&self, run: Run, locked: Run) -> io::Result<()> {
         let (hole, _neighbours) = self.hole(run, locked)?;
-        hook::widen();
+        hook::widen_drop();
         self.pair.mirror().punch(hole)
     }
 

@@ -413,7 +413,7 @@ impl<'a> Miss<'a> {
     /// What a page that is about to be taken costs. What a dead fetcher or dropper left of it is counted already.
     fn uncounted(&self, page: u64) -> io::Result<u64> {
         let index = self.pair.index();
-        let counted = index.load(page)?.state() != State::Absent || index.is_left_counted(page);
+        let counted = index.load(page)?.state() != State::Absent || index.is_left(page);
         Ok(if counted { 0 } else { cost(&self.pair.pages().bytes(page)) })
     }
 

@@ -70,7 +70,7 @@ pub(crate) const AT_HAND: u64 = AT_HELD + 8;
 pub(crate) const AT_USED_AT: u64 = AT_HAND + 8;
 /// Not 0: removed while it was open; the last closer takes it away.
 pub(crate) const AT_DOOMED: u64 = AT_USED_AT + 8;
-/// The pages that the holder of the freeze lock is dropping, or was when it was killed: `first 40 | count 23 | counted 1`; 0: none.
+/// The pages that the holder of the freeze lock is dropping, or was when it was killed: `first 40 | count 24`; 0: none.
 pub(crate) const AT_DROPPING: u64 = AT_DOOMED + 8;
 /// The number of the first session since the last that did not end well: what was filled or compared in one since then was synced.
 pub(crate) const AT_SOUND_SINCE: u64 = AT_DROPPING + 16; // 8 of them zero

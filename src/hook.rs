@@ -16,10 +16,20 @@ pub(crate) const NO_CHILD_CLOSES: bool = cfg!(nearfile_break = "childcloses");
 /// A wait for a page has no deadline.
 pub(crate) const NO_DEADLINE: bool = cfg!(nearfile_break = "wait");
 
-/// Holds a reader between its copy and its second look, and a dropper between a word and its punch, for about as long as a punch takes.
+/// Holds a reader between its look at the words and its copy: for longer than a dropper that is held between a word and its punch.
 #[inline]
-pub(crate) fn widen() {
+pub(crate) fn widen_hit() {
+    hold(200);
+}
+
+/// Holds a dropper between a word and its punch.
+#[inline]
+pub(crate) fn widen_drop() {
+    hold(50);
+}
+
+fn hold(micros: u64) {
     if cfg!(nearfile_widen) {
-        std::thread::sleep(std::time::Duration::from_micros(80));
+        std::thread::sleep(std::time::Duration::from_micros(micros));
     }
 }

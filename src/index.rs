@@ -27,6 +27,9 @@ use std::time::Duration;
 /// What is given its blocks at once: 8,192 words.
 const STRETCH: u64 = 64 << 10;
 
+/// More pages than are dropped under one note: as its word is drawn.
+const MOST_DROPPED: u64 = 1 << 24;
+
 /// An open, mapped index, and this process's part in its session.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -45,32 +48,6 @@ pub(crate) struct Index {
     /// The number of the session, and whether the one before ended well.
     count: u64,
     opened_clean: bool,
-}
-
-/// What a dropper is at: one word, so that it is read whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Left {
-    pub(crate) run: Run,
-    /// The bytes of those that are absent are in the budget still.
-    pub(crate) counted: bool,
-}
-
-impl Left {
-    /// `first page : 40 | pages : 23 | counted : 1`; 0: nothing.
-    fn encode(self) -> u64 {
-        self.run.first << 24 | (self.run.count() & 0x7f_ffff) << 1 | u64::from(self.counted)
-    }
-
-    fn decode(word: u64, pages: u64) -> Option<Left> {
-        let (first, count) = (word >> 24, word >> 1 & 0x7f_ffff);
-        let fits = count > 0 && first + count <= pages;
-        fits.then(|| Left { run: Run { first, last: first + count - 1 }, counted: word & 1 == 1 })
-    }
-
-    /// What is left of it after a page.
-    pub(crate) fn after(self, page: u64) -> Option<Left> {
-        (page < self.run.last).then(|| Left { run: Run { first: page + 1, last: self.run.last }, ..self })
-    }
 }
 
 /// Reads the header of an index and checks that the file is as long as it must be.
@@ -348,21 +325,21 @@ impl Index {
         ledger::subtract(self.map.word(AT_HELD), bytes);
     }
 
-    /// Counts what the pages hold, and what a dropper that was killed left counted.
+    /// Counts what the pages hold, and what a dropper that was killed left.
     pub(crate) fn count_held(&self) -> u64 {
         let mut held = 0;
         self.each_allocated(|page, word| {
-            if word.state() != State::Absent || self.is_left_counted(page) {
+            if word.state() != State::Absent {
                 held += cost(&self.pages.bytes(page));
             }
         });
-        held
+        let left = self.left_dropping().into_iter().flat_map(|left| left.first..=left.last);
+        let absent = left.filter(|&page| self.load(page).is_ok_and(|word| word.state() == State::Absent));
+        held + absent.map(|page| cost(&self.pages.bytes(page))).sum::<u64>()
     }
 
-    /// Counts anew what the pages hold, and notes it: after an unclean end the note may be off by what was under way. What a dropper
-    /// that was killed left is still to be punched, but counts no more.
+    /// Counts that anew, and notes it: after an unclean end the note may be off by what was under way.
     pub(crate) fn recount_held(&self) -> u64 {
-        self.note_left(self.left_dropping().map(|left| Left { counted: false, ..left }));
         let held = self.count_held();
         self.set(AT_HELD, held);
         held
@@ -370,27 +347,21 @@ impl Index {
 
     // ---- what is being dropped ----
 
-    /// Notes which pages are about to be dropped, none of them absent.
-    pub(crate) fn note_dropping(&self, run: Run) {
-        self.note_left(Some(Left { run, counted: true }));
-    }
-
-    pub(crate) fn note_dropped(&self) {
-        self.note_left(None);
-    }
-
-    pub(crate) fn note_left(&self, left: Option<Left>) {
-        self.set(AT_DROPPING, left.map_or(0, Left::encode));
+    /// Notes which pages are about to be dropped, none of them absent; or what is left to be dropped of them.
+    pub(crate) fn note_dropping(&self, run: Option<Run>) {
+        self.set(AT_DROPPING, run.map_or(0, |run| run.first << 24 | run.count()));
     }
 
     /// What a dropper is at, or was when it was killed.
-    pub(crate) fn left_dropping(&self) -> Option<Left> {
-        Left::decode(self.map.word(AT_DROPPING).load(Ordering::Acquire), self.pages.count())
+    pub(crate) fn left_dropping(&self) -> Option<Run> {
+        let word = self.map.word(AT_DROPPING).load(Ordering::Acquire);
+        let (first, count) = (word >> 24, word & (MOST_DROPPED - 1));
+        (count > 0 && first + count <= self.pages.count()).then(|| Run { first, last: first + count - 1 })
     }
 
     /// Whether an absent page is counted still, as its dropper was killed. The caller has locked it, so no dropper is at it.
-    pub(crate) fn is_left_counted(&self, page: u64) -> bool {
-        self.left_dropping().is_some_and(|left| left.counted && (left.run.first..=left.run.last).contains(&page))
+    pub(crate) fn is_left(&self, page: u64) -> bool {
+        self.left_dropping().is_some_and(|left| (left.first..=left.last).contains(&page))
     }
 
     fn recency(&self, page: u64) -> Option<(&AtomicU32, u32)> {

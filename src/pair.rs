@@ -330,6 +330,11 @@ impl Pair {
         self.make_durable()
     }
 
+    /// To be called before pages or files go.
+    pub(crate) fn before_drop(&self) -> io::Result<()> {
+        self.account.as_ref().map_or(Ok(()), |account| account.budget().before_drop())
+    }
+
     /// Gives bytes that no page holds any more back to the directory.
     pub(crate) fn give_back(&self, bytes: u64) {
         if let Some(account) = &self.account {
@@ -356,10 +361,8 @@ impl Pair {
 
     /// Removes the files of a pair that was removed while it was open. Inside the gate, likewise.
     fn take_away(&self) -> io::Result<()> {
+        self.before_drop()?;
         let held = self.index.count_held();
-        if let Some(account) = &self.account {
-            account.budget().answer_for_files();
-        }
         for path in [&self.place.index, &self.place.data] {
             std::fs::remove_file(path)?;
         }

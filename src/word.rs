@@ -71,8 +71,8 @@ impl PageWord<'_> {
 /// bytes may have, too, and the copy is worth nothing.
 #[inline]
 pub(crate) fn copy<E>(seen: &[Word], now: impl Fn(usize) -> Option<Word>, copy: impl FnOnce() -> Result<(), E>) -> Result<bool, E> {
+    hook::widen_hit();
     copy()?;
-    hook::widen();
     fence(Ordering::Acquire);
     Ok(hook::NO_RECHECK || seen.iter().enumerate().all(|(at, &seen)| now(at) == Some(seen)))
 }
