@@ -4,7 +4,7 @@
 
 use crate::budget::Account;
 use crate::error::{Error, Result};
-use crate::fetch::Step;
+use crate::fetch::{Step, as_much_room};
 use crate::format::{BLOCK, cost};
 use crate::log;
 use crate::mirror::Mirror;
@@ -232,7 +232,7 @@ impl<'a> ExactRead<'a> {
                 let (drops, part) = (state.drops, span.start..end.min(span.end));
                 drop(state);
                 if !self.copy(&part, drops) {
-                    return self.ask(part, false);
+                    return self.pass_through(part);
                 }
                 continue;
             }
@@ -245,29 +245,36 @@ impl<'a> ExactRead<'a> {
                     if left.is_zero() {
                         drop(state);
                         self.counters.one(Count::PassedThrough);
-                        return self.ask(span, false);
+                        return self.pass_through(span);
                     }
                     state = here.moved.wait_for(state, left);
                 }
                 continue;
             }
             let next = |set: &Intervals| set.next_from(span.start).map_or(u64::MAX, |range| range.start);
-            let end = span.end.min(next(&state.have)).min(next(&state.coming)).min(span.start + self.limits.max_fetch);
-            state.coming.insert(span.start..end);
+            let end = span.end.min(next(&state.have)).min(next(&state.coming));
+            let range = self.make_room(span.start..end)?;
+            state.coming.insert(range.clone());
             drop(state);
-            return self.ask(span.start..end, true);
+            self.asked = Some((range.clone(), true));
+            return Ok(Step::Ask { range, run: None });
         }
         Ok(Step::Done)
     }
 
-    fn ask(&mut self, range: Range<u64>, shared: bool) -> Result<Step> {
-        let range = range.start..range.end.min(range.start + self.limits.max_fetch);
-        self.asked = Some((range.clone(), shared));
-        let len = (range.end - range.start) as usize;
-        self.buffer.clear();
-        self.buffer.try_reserve_exact(len).map_err(|_| Error::NoMemory("a read of the source".into()))?;
-        self.buffer.resize(len, 0);
+    /// Reads for this caller alone.
+    fn pass_through(&mut self, range: Range<u64>) -> Result<Step> {
+        let range = self.make_room(range)?;
+        self.asked = Some((range.clone(), false));
         Ok(Step::Ask { range, run: None })
+    }
+
+    /// As much of the beginning of a range as one read may have, and memory is there for.
+    fn make_room(&mut self, range: Range<u64>) -> Result<Range<u64>> {
+        match as_much_room(&mut self.buffer, (range.end - range.start).min(self.limits.max_fetch)) {
+            0 => Err(Error::NoMemory("a read of the source".into())),
+            len => Ok(range.start..range.start + len),
+        }
     }
 
     /// Copies bytes that are there. False where the mirror cannot be read.

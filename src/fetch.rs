@@ -636,6 +636,18 @@ impl<'a> Miss<'a> {
     }
 }
 
+/// Gives a buffer so many bytes or, where memory is short, half as many, and so on. Returns how many.
+pub(crate) fn as_much_room(buffer: &mut Vec<u8>, wanted: u64) -> u64 {
+    let mut len = usize::try_from(wanted).unwrap_or(usize::MAX);
+    buffer.truncate(len);
+    while buffer.try_reserve_exact(len - buffer.len()).is_err() {
+        len /= 2;
+        buffer.truncate(len);
+    }
+    buffer.resize(len, 0);
+    len as u64
+}
+
 /// Bytes that a group may come to hold; what it does not spend goes back.
 struct Room<'a> {
     pair: &'a Pair,
