@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 type MakeMirror = dyn Fn() -> Option<(Mirror, Option<Account>)> + Send + Sync;
 
@@ -206,12 +206,21 @@ pub(crate) struct ExactRead<'a> {
     /// What is being read; `true`: others wait for it.
     asked: Option<(Range<u64>, bool)>,
     missed: bool,
+    /// This thread is in a callback of the file's own source.
+    nested: bool,
 }
 
 impl<'a> ExactRead<'a> {
-    pub(crate) fn new(exact: &'a Exact, limits: Limits, counters: &'a Counters, from: u64, out: &'a mut [u8]) -> ExactRead<'a> {
+    pub(crate) fn new(
+        exact: &'a Exact,
+        limits: Limits,
+        counters: &'a Counters,
+        from: u64,
+        out: &'a mut [u8],
+        nested: bool,
+    ) -> ExactRead<'a> {
         let left = Intervals::of(from..from + out.len() as u64);
-        ExactRead { exact, limits, counters, from, out, left, buffer: Vec::new(), asked: None, missed: false }
+        ExactRead { exact, limits, counters, from, out, left, buffer: Vec::new(), asked: None, missed: false, nested }
     }
 
     /// Whether a byte was not there.
@@ -239,7 +248,8 @@ impl<'a> ExactRead<'a> {
             self.missed = true;
             if state.coming.end_at(span.start).is_some() {
                 self.counters.one(Count::Waits);
-                let deadline = Instant::now() + self.limits.wait;
+                // For what this thread itself is reading there is no waiting.
+                let deadline = Instant::now() + if self.nested { Duration::ZERO } else { self.limits.wait };
                 while state.coming.end_at(span.start).is_some() {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {

@@ -475,7 +475,7 @@ impl Shared {
         frozen: bool,
     ) -> Result<()> {
         let len = out.len() as u64;
-        let mut read = shield(|| Ok(ExactRead::new(exact, self.limits, counters, offset, out)))?;
+        let mut read = shield(|| Ok(ExactRead::new(exact, self.limits, counters, offset, out, source.is_inside())))?;
         while let Step::Ask { range, .. } = shield(|| read.step())? {
             if frozen {
                 return Err(frozen_miss(range.start));
