@@ -27,14 +27,17 @@ static inline void nf_mount_tmpfs(const char *at, uint64_t bytes) {
   MUST(mount("tmpfs", at, "tmpfs", 0, size) == 0);
 }
 
-// A small disk: an ext4 or xfs image on a loop device that goes with the mount.
+// A small disk: an ext4 or xfs image in memory, on a loop device that goes with the mount.
 static inline void nf_mount_image(const char *at, const char *kind, uint64_t bytes) {
-  char command[3 * NF_PATH];
+  char memory[NF_PATH + 10], command[5 * NF_PATH];
+  snprintf(memory, sizeof memory, "%s.memory", at);
+  nf_mount_tmpfs(memory, bytes + (16 << 20));
   MUST(mkdir(at, 0700) == 0 || errno == EEXIST);
+  // Root has no reserve on it.
   snprintf(command, sizeof command,
-           "PATH=$PATH:/usr/sbin:/sbin; truncate -s %" PRIu64 " '%s.image' && mkfs.%s -q%s '%s.image' && "
-           "mount -o loop '%s.image' '%s' && chmod 700 '%s'", bytes, at, kind,
-           strcmp(kind, "ext4") == 0 ? " -m 0" : "", at, at, at, at);  // root has no reserve
+           "PATH=$PATH:/usr/sbin:/sbin; cd '%s' && truncate -s %" PRIu64 " image && mkfs.%s -q%s image && "
+           "mount -o loop image '%s' && chmod 700 '%s'",
+           memory, bytes, kind, strcmp(kind, "ext4") == 0 ? " -m 0" : "", at, at);
   MUST(system(command) == 0);
 }
 
