@@ -27,6 +27,38 @@ static inline void nf_mount_tmpfs(const char *at, uint64_t bytes) {
   MUST(mount("tmpfs", at, "tmpfs", 0, size) == 0);
 }
 
+// A small disk: an ext4 or xfs image in memory, on a loop device that goes with the mount.
+static inline void nf_mount_image(const char *at, const char *kind, uint64_t bytes) {
+  char memory[NF_PATH + 10], command[5 * NF_PATH];
+  snprintf(memory, sizeof memory, "%s.memory", at);
+  nf_mount_tmpfs(memory, bytes + (16 << 20));
+  MUST(mkdir(at, 0700) == 0 || errno == EEXIST);
+  // Root has no reserve on it.
+  snprintf(command, sizeof command,
+           "PATH=$PATH:/usr/sbin:/sbin; cd '%s' && truncate -s %" PRIu64 " image && mkfs.%s -q%s image && "
+           "mount -o loop image '%s' && chmod 700 '%s'",
+           memory, bytes, kind, strcmp(kind, "ext4") == 0 ? " -m 0" : "", at, at);
+  MUST(system(command) == 0);
+}
+
+// Puts a file on a disk that leaves about so many bytes free.
+static inline void nf_fill_up(const char *at, uint64_t leave) {
+  char path[NF_PATH + 10];
+  struct statvfs space;
+  MUST(statvfs(at, &space) == 0);
+  snprintf(path, sizeof path, "%s/filler", at);
+  int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+  MUST(fd >= 0);
+  for (uint64_t free; (free = (uint64_t)space.f_bavail * space.f_frsize) > leave;) {
+    struct stat now;
+    MUST(fstat(fd, &now) == 0);
+    uint64_t more = free - leave > 64 << 10 ? (free - leave) / 2 : free - leave;
+    if (posix_fallocate(fd, now.st_size, (off_t)more) != 0) break;
+    MUST(statvfs(at, &space) == 0);
+  }
+  close(fd);
+}
+
 static inline void nf_unmount(const char *at) { MUST(umount2(at, MNT_DETACH) == 0); }
 
 // Goes into a directory of nf_dir, made now, for a part of a case. nf_leave goes back.

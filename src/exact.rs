@@ -4,7 +4,7 @@
 
 use crate::budget::Account;
 use crate::error::{Error, Result};
-use crate::fetch::Step;
+use crate::fetch::{Step, as_much_room};
 use crate::format::{BLOCK, cost};
 use crate::log;
 use crate::mirror::Mirror;
@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 type MakeMirror = dyn Fn() -> Option<(Mirror, Option<Account>)> + Send + Sync;
 
@@ -206,12 +206,21 @@ pub(crate) struct ExactRead<'a> {
     /// What is being read; `true`: others wait for it.
     asked: Option<(Range<u64>, bool)>,
     missed: bool,
+    /// This thread is in a callback of the file's own source.
+    nested: bool,
 }
 
 impl<'a> ExactRead<'a> {
-    pub(crate) fn new(exact: &'a Exact, limits: Limits, counters: &'a Counters, from: u64, out: &'a mut [u8]) -> ExactRead<'a> {
+    pub(crate) fn new(
+        exact: &'a Exact,
+        limits: Limits,
+        counters: &'a Counters,
+        from: u64,
+        out: &'a mut [u8],
+        nested: bool,
+    ) -> ExactRead<'a> {
         let left = Intervals::of(from..from + out.len() as u64);
-        ExactRead { exact, limits, counters, from, out, left, buffer: Vec::new(), asked: None, missed: false }
+        ExactRead { exact, limits, counters, from, out, left, buffer: Vec::new(), asked: None, missed: false, nested }
     }
 
     /// Whether a byte was not there.
@@ -232,42 +241,50 @@ impl<'a> ExactRead<'a> {
                 let (drops, part) = (state.drops, span.start..end.min(span.end));
                 drop(state);
                 if !self.copy(&part, drops) {
-                    return self.ask(part, false);
+                    return self.pass_through(part);
                 }
                 continue;
             }
             self.missed = true;
             if state.coming.end_at(span.start).is_some() {
                 self.counters.one(Count::Waits);
-                let deadline = Instant::now() + self.limits.wait;
+                // For what this thread itself is reading there is no waiting.
+                let deadline = Instant::now() + if self.nested { Duration::ZERO } else { self.limits.wait };
                 while state.coming.end_at(span.start).is_some() {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         drop(state);
                         self.counters.one(Count::PassedThrough);
-                        return self.ask(span, false);
+                        return self.pass_through(span);
                     }
                     state = here.moved.wait_for(state, left);
                 }
                 continue;
             }
             let next = |set: &Intervals| set.next_from(span.start).map_or(u64::MAX, |range| range.start);
-            let end = span.end.min(next(&state.have)).min(next(&state.coming)).min(span.start + self.limits.max_fetch);
-            state.coming.insert(span.start..end);
+            let end = span.end.min(next(&state.have)).min(next(&state.coming));
+            let range = self.make_room(span.start..end)?;
+            state.coming.insert(range.clone());
             drop(state);
-            return self.ask(span.start..end, true);
+            self.asked = Some((range.clone(), true));
+            return Ok(Step::Ask { range, run: None });
         }
         Ok(Step::Done)
     }
 
-    fn ask(&mut self, range: Range<u64>, shared: bool) -> Result<Step> {
-        let range = range.start..range.end.min(range.start + self.limits.max_fetch);
-        self.asked = Some((range.clone(), shared));
-        let len = (range.end - range.start) as usize;
-        self.buffer.clear();
-        self.buffer.try_reserve_exact(len).map_err(|_| Error::NoMemory("a read of the source".into()))?;
-        self.buffer.resize(len, 0);
+    /// Reads for this caller alone.
+    fn pass_through(&mut self, range: Range<u64>) -> Result<Step> {
+        let range = self.make_room(range)?;
+        self.asked = Some((range.clone(), false));
         Ok(Step::Ask { range, run: None })
+    }
+
+    /// As much of the beginning of a range as one read may have, and memory is there for.
+    fn make_room(&mut self, range: Range<u64>) -> Result<Range<u64>> {
+        match as_much_room(&mut self.buffer, (range.end - range.start).min(self.limits.max_fetch)) {
+            0 => Err(Error::NoMemory("a read of the source".into())),
+            len => Ok(range.start..range.start + len),
+        }
     }
 
     /// Copies bytes that are there. False where the mirror cannot be read.

@@ -14,9 +14,11 @@ use crate::log;
 use crate::options::{Limits, WhenFull};
 use crate::pair::{Pair, Trust, copy_overlap};
 use crate::range::{Intervals, Run};
+use crate::source::Nest;
 use crate::stats::{Count, Counters};
 use std::io;
 use std::ops::Range;
+use std::ptr;
 use std::time::{Duration, Instant};
 
 /// What the driver does next.
@@ -49,6 +51,13 @@ pub(crate) struct Miss<'a> {
     freed: bool,
     waited: bool,
     passed: bool,
+    /// This thread is in a callback on behalf of another miss of the pair: what that one holds does not come free by waiting.
+    nested: bool,
+}
+
+thread_local! {
+    /// The pairs that this thread is missing pages of.
+    static MISSING: Nest = const { Nest::new() };
 }
 
 /// What the source is being read for.
@@ -104,6 +113,11 @@ impl<'a> Miss<'a> {
         let left = Intervals::of(from + done as u64..from + out.len() as u64);
         let buffer = pair.local().buffers.lock().pop().unwrap_or_default();
         let faulty = pair.mirror().reads.is_open() || !pair.mirror().stores.allows();
+        let nested = MISSING.with(|missing| {
+            let nested = missing.has(ptr::from_ref(pair).addr());
+            missing.enter(ptr::from_ref(pair).addr());
+            nested
+        });
         Miss {
             pair,
             limits,
@@ -120,6 +134,7 @@ impl<'a> Miss<'a> {
             freed: false,
             waited: false,
             passed: false,
+            nested,
         }
     }
 
@@ -548,6 +563,9 @@ impl<'a> Miss<'a> {
         // A part larger than one fetch goes in several; the next look at what is left takes the rest.
         let range = range.start..range.end.min(range.start + self.limits.max_fetch.max(1));
         let wanted = wanted.start..wanted.end.min(range.end);
+        if self.nested {
+            return Some(self.read_direct(wanted));
+        }
         let pair = self.pair;
         match pair.local().bypass.pass(range.clone(), &wanted, self.limits.wait) {
             Passage::Done(read) => {
@@ -597,6 +615,9 @@ impl<'a> Miss<'a> {
         if index.load(page).is_ok_and(Word::is_present) {
             return true;
         }
+        if self.nested {
+            return false;
+        }
         let now = Instant::now();
         let mut waiting = match self.waiting {
             Some(waiting) if waiting.page == page && waiting.seen == seen => waiting,
@@ -634,6 +655,18 @@ impl<'a> Miss<'a> {
         self.buffer.resize(len, 0);
         true
     }
+}
+
+/// Gives a buffer so many bytes or, where memory is short, half as many, and so on. Returns how many.
+pub(crate) fn as_much_room(buffer: &mut Vec<u8>, wanted: u64) -> u64 {
+    let mut len = usize::try_from(wanted).unwrap_or(usize::MAX);
+    buffer.truncate(len);
+    while buffer.try_reserve_exact(len - buffer.len()).is_err() {
+        len /= 2;
+        buffer.truncate(len);
+    }
+    buffer.resize(len, 0);
+    len as u64
 }
 
 /// Bytes that a group may come to hold; what it does not spend goes back.
@@ -680,6 +713,7 @@ const SPARE_BUFFERS: usize = 2;
 
 impl Drop for Miss<'_> {
     fn drop(&mut self) {
+        MISSING.with(Nest::leave);
         let work = std::mem::replace(&mut self.work, Work::Nothing);
         self.abandon(work);
         if self.buffer.capacity() > 0 {

@@ -3,7 +3,7 @@
 use crate::cache::{Cache, FileCounters, Shared as CacheShared};
 use crate::error::{Error, Result, shield};
 use crate::exact::{Exact, ExactRead};
-use crate::fetch::{Miss, Step};
+use crate::fetch::{Miss, Step, as_much_room};
 use crate::format::{Header, crc32c};
 use crate::keep::{Keepsake, preserve};
 use crate::lock;
@@ -244,7 +244,11 @@ impl File {
                 // Whole pages, one fetch at a time.
                 let window = self.shared.pages.page_of(at + self.shared.limits.max_fetch) * self.shared.pages.page_size;
                 let part = at..if window > at { window.min(end) } else { end.min(at + self.shared.limits.max_fetch) };
-                scratch.resize((part.end - part.start) as usize, 0);
+                let room = as_much_room(&mut scratch, part.end - part.start);
+                if room == 0 {
+                    return Err(Error::NoMemory("a prefetch".into()));
+                }
+                let part = part.start..part.start + room;
                 self.read_at(&mut scratch, part.start)?;
                 let (kept_to, kept) = self.extent(part.start)?;
                 at = if kept { kept_to.min(part.end) } else { part.start };
@@ -471,7 +475,7 @@ impl Shared {
         frozen: bool,
     ) -> Result<()> {
         let len = out.len() as u64;
-        let mut read = shield(|| Ok(ExactRead::new(exact, self.limits, counters, offset, out)))?;
+        let mut read = shield(|| Ok(ExactRead::new(exact, self.limits, counters, offset, out, source.is_inside())))?;
         while let Step::Ask { range, .. } = shield(|| read.step())? {
             if frozen {
                 return Err(frozen_miss(range.start));
@@ -497,14 +501,14 @@ fn frozen_miss(offset: u64) -> Error {
 /// What is kept of an exact file: its pages of 4 KiB that are there as a whole.
 fn exact_keepsake<'a>(exact: &Exact, mirror: &'a Mirror, size: u64) -> io::Result<Keepsake<'a>> {
     let pages = Pages { size, page_size: 4096 };
-    let mut kept = Vec::new();
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
     for range in exact.ranges() {
         let Some(run) = pages.inside(&range) else { continue };
         for page in run.first..=run.last {
             let bytes = pages.bytes(page);
-            let mut buffer = vec![0; (bytes.end - bytes.start) as usize];
-            mirror.read(&mut buffer, bytes.start)?;
-            kept.push((page, crc32c(&buffer)));
+            let page_bytes = &mut buffer[..(bytes.end - bytes.start) as usize];
+            mirror.read(page_bytes, bytes.start)?;
+            kept.push((page, crc32c(page_bytes)));
         }
     }
     Ok(Keepsake { header: new_header(&[], &[], pages, [0; 16]), mirror: mirror.file()?, pages: kept })

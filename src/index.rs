@@ -91,8 +91,10 @@ pub(crate) fn write_new(file: BorrowedFd<'_>, header: &Header) -> io::Result<()>
     session(AT_SOUND_SINCE, 1);
     let len = index_len(pages.count());
     file::set_len(file, len)?;
-    if file::allocate(file, 0..HEADER_LEN as u64).is_err_and(|error| file::is_unsupported(&error)) {
-        fill(file, len)?;
+    // What was only written has no block yet where allocation is delayed, and a store into its map may find none left.
+    match file::allocate(file, 0..HEADER_LEN as u64) {
+        Err(error) if file::is_unsupported(&error) => fill(file, len)?,
+        allocated => allocated?,
     }
     file::write_at(file, &bytes, 0)
 }

@@ -1,6 +1,7 @@
 //! Keeping what is there: a copy of a mirror's data with an index of its own beside it, which opens again by its two paths.
 
 use crate::error::{Error, Result};
+use crate::fetch::as_much_room;
 use crate::format::Header;
 use crate::index::{self, Index};
 use crate::sys::file::{self, Open};
@@ -97,7 +98,10 @@ fn copy_data(keepsake: &Keepsake<'_>, to: &OwnedFd) -> io::Result<()> {
         return Ok(());
     }
     file::set_len(to.as_fd(), keepsake.header.size)?;
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = Vec::new();
+    if as_much_room(&mut buffer, 1 << 20) == 0 {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
     for &(page, _) in &keepsake.pages {
         let mut at = page * keepsake.header.page_size;
         let end = (at + keepsake.header.page_size).min(keepsake.header.size);

@@ -58,25 +58,56 @@ struct State {
     waiting: u32,
 }
 
+/// Where a thread is, callback within callback, by address. In fixed room: a thread that ends has no destructor to run.
+pub(crate) struct Nest {
+    within: Cell<[usize; Nest::DEEPEST]>,
+    depth: Cell<usize>,
+}
+
+impl Nest {
+    const DEEPEST: usize = 8;
+
+    pub(crate) const fn new() -> Nest {
+        Nest { within: Cell::new([0; Nest::DEEPEST]), depth: Cell::new(0) }
+    }
+
+    /// Whether the thread is in there, at any depth; deeper than can be told: yes.
+    pub(crate) fn has(&self, place: usize) -> bool {
+        self.depth.get() >= Nest::DEEPEST || self.within.get()[..self.depth.get()].contains(&place)
+    }
+
+    pub(crate) fn enter(&self, place: usize) {
+        let (mut within, depth) = (self.within.get(), self.depth.get());
+        if let Some(innermost) = within.get_mut(depth) {
+            *innermost = place;
+        }
+        self.within.set(within);
+        self.depth.set(depth + 1);
+    }
+
+    pub(crate) fn leave(&self) {
+        self.depth.set(self.depth.get() - 1);
+    }
+}
+
 thread_local! {
-    /// The source whose callback this thread is in, by address; 0: none.
-    static INSIDE: Cell<usize> = const { Cell::new(0) };
+    /// The sources whose callbacks this thread is in.
+    static INSIDE: Nest = const { Nest::new() };
 }
 
 /// While it lives, this thread is inside a callback of the source.
-struct Inside {
-    before: usize,
-}
+struct Inside;
 
 impl Inside {
     fn enter(pool: &Pool) -> Inside {
-        Inside { before: INSIDE.replace(pool.address()) }
+        INSIDE.with(|inside| inside.enter(pool.address()));
+        Inside
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        INSIDE.set(self.before);
+        INSIDE.with(Nest::leave);
     }
 }
 
@@ -129,11 +160,16 @@ impl Pool {
         std::ptr::from_ref(self).addr()
     }
 
+    /// Whether this thread is inside a callback of this source.
+    pub(crate) fn is_inside(&self) -> bool {
+        INSIDE.with(|inside| inside.has(self.address()))
+    }
+
     /// Refuses a call from inside this source's own callback: it would wait for itself.
     pub(crate) fn check_not_inside(&self) -> Result<()> {
-        if INSIDE.get() == self.address() {
+        if self.is_inside() {
             return Err(Error::Argument(
-                "a source's callback read the file that is being read through it; read the remote file itself there".into(),
+                "a source's callback read the file that is being read through it, itself or through other files; read the remote file itself there".into(),
             ));
         }
         Ok(())
