@@ -54,6 +54,9 @@ mod cache;
 mod file;
 // floor 5: the C ABI
 pub mod ffi;
+// above the house
+#[cfg(test)]
+mod trials;
 
 pub use cache::{Cache, Entry};
 pub use error::{Error, Result, SourceError};
