@@ -55,6 +55,9 @@ mod file;
 // floor 5: the C ABI
 pub mod ffi;
 // above the house
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod hostile;
 #[cfg(test)]
 mod trials;
 

@@ -124,6 +124,7 @@ impl World {
         options.page_size = PAGES[if size > 5000 { 2 + random.below(3) } else { random.below(5) } as usize];
         options.verify_always = random.one_in(4);
         options.trust_clean = random.one_in(4);
+        options.map = random.one_in(3);
         options.size_limit = random.pick(&[0, 0, 0, 40_000, 400_000]);
         match random.below(10) {
             0 => {}
