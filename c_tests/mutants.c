@@ -60,6 +60,7 @@ static struct pair make(nearfile_cache *cache, const char *key, bool at_paths, u
   nearfile_file *file = open_pair(cache, far, key, at_paths, 0);
   MUST(file != NULL);
   CHECK_ALL(file, version);
+  CHECK_PREAD(file, size / 2, 0, version);  // half of its pages are compared, half are only filled
   MUST(snprintf(pair.index_path, NF_PATH, "%s", nearfile_index_path(file)) < NF_PATH);
   MUST(snprintf(pair.data_path, NF_PATH, "%s", nearfile_data_path(file)) < NF_PATH);
   nearfile_close(file);
@@ -219,7 +220,7 @@ static void mutants(long wanted, uint64_t first) {
     CHECK_CHILD(child);
     if (nf_failures != 0) fprintf(stderr, "  the last: %s\n", told);
   }
-  printf("%ld mutants: 0 wrong bytes, 0 crashes, 0 hangs\n", done);
+  if (nf_failures == 0) printf("%ld mutants: 0 wrong bytes, 0 crashes, 0 hangs\n", done);
   far_free(far_a), far_free(far_b);
 }
 

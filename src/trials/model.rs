@@ -525,6 +525,9 @@ fn random_operations_give_the_source_s_bytes() {
         let world = round(seed, OPS_A_ROUND);
         bytes += world.bytes_read;
         kills += world.kills;
+        if seed % 100 == 99 {
+            println!("{} operations so far", (seed + 1) * OPS_A_ROUND);
+        }
     }
     println!("{} operations, {bytes} bytes checked, {kills} children killed", rounds * OPS_A_ROUND);
 }
