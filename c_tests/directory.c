@@ -438,12 +438,12 @@ static void as_a_second_user_with_planted_files(void) {
 
 enum target { INDEX, DATA, CONTROL };
 enum plant {
-  LINK_TO_FILE, LINK_TO_NOTHING, LINK_TO_ITSELF, LINK_TO_DIRECTORY, DIRECTORY, FIFO, DEVICE, SECOND_NAME, OTHERS_FILE,
-  OTHERS_MAY_WRITE, GARBAGE, OTHER_FORMAT, OTHER_ORDER, TRUNCATED, LONGER, ZEROS, EMPTY, MISSING, PLANTS
+  LINK_TO_FILE, LINK_TO_NOTHING, LINK_TO_ITSELF, LINK_TO_DIRECTORY, DIRECTORY, FIFO, SOCKET, DEVICE, SECOND_NAME, OTHERS_FILE,
+  OTHERS_MAY_WRITE, GROUP_MAY_WRITE, GARBAGE, OTHER_FORMAT, OTHER_ORDER, TRUNCATED, LONGER, ZEROS, EMPTY, MISSING, PLANTS
 };
 static const char *const plant_names[] = {
-    "link to a file", "dangling link", "link to the file itself, moved away", "link to a directory", "directory", "fifo", "device",
-    "second name", "another user's", "writable by others", "garbage", "another format", "another byte order", "truncated", "longer",
+    "link to a file", "dangling link", "link to the file itself, moved away", "link to a directory", "directory", "fifo", "socket",
+    "device", "second name", "another user's", "writable by others", "writable by a group", "garbage", "another format", "another byte order", "truncated", "longer",
     "zeros", "empty", "missing"};
 
 // What must not be touched, where there is such a thing; and what must not come to be.
@@ -477,6 +477,7 @@ static struct planted plant_it(const char *path, const char *aside, enum plant w
     case LINK_TO_DIRECTORY: MUST(mkdir(aside, 0700) == 0 && symlink(aside, path) == 0); break;
     case DIRECTORY: MUST(mkdir(path, 0700) == 0); break;
     case FIFO: MUST(mkfifo(path, 0600) == 0); break;
+    case SOCKET: MUST(mknod(path, S_IFSOCK | 0600, 0) == 0); break;
     case DEVICE:
       if (mknod(path, S_IFCHR | 0600, makedev(1, 5)) != 0) nf_fail(__FILE__, __LINE__, "mknod: run the tests as root");
       break;
@@ -485,6 +486,7 @@ static struct planted plant_it(const char *path, const char *aside, enum plant w
       if (chown(path, NOBODY, NOBODY) != 0) nf_fail(__FILE__, __LINE__, "chown: run the tests as root");
       break;
     case OTHERS_MAY_WRITE: MUST(chmod(path, 0606) == 0); break;
+    case GROUP_MAY_WRITE: MUST(chmod(path, 0660) == 0); break;
     case GARBAGE: put_garbage(path, (size_t)was.st_size); break;
     case OTHER_FORMAT: patch(path, 8, 0x40); break;
     case OTHER_ORDER:
@@ -577,6 +579,161 @@ static void planted_control(void) {
   for (int what = 0; what < PLANTS; what++) check_plant(CONTROL, (enum plant)what);
 }
 
+// ---- two ordinary users ------------------------------------------------------------------------------------------------------
+//
+// NOBODY caches; OTHER has planted something in the place of each file, or of the directory, or at paths where NOBODY wants a pair.
+
+enum { OTHER = 65533 };
+
+static char tried[NF_PATH];  // relative to nf_dir, as NOBODY may not reach that
+
+static void fill_directory(void) { CHECK_EQ(USE(tried).kept, SHARED); }
+
+static void use_planted_directory(void) { CHECK(USE(tried).kept != SHARED); }
+
+// The first entry of a directory with such an ending.
+static void find_entry(const char *dir, const char *ending, char out[NF_PATH * 2]) {
+  DIR *stream = opendir(dir);
+  MUST(stream != NULL);
+  out[0] = 0;
+  for (struct dirent *entry = readdir(stream); entry != NULL && out[0] == 0; entry = readdir(stream)) {
+    size_t name = strlen(entry->d_name), end = strlen(ending);
+    if (name >= end && strcmp(entry->d_name + name - end, ending) == 0) snprintf(out, NF_PATH * 2, "%s/%s", dir, entry->d_name);
+  }
+  closedir(stream);
+  MUST(out[0] != 0);
+}
+
+// What is planted is OTHER's, and open to all; but for what is NOBODY's own file with one thing wrong.
+static struct planted plant_as_other(const char *path, const char *aside, enum plant what) {
+  plant_it(path, aside, what);
+  const char *made[] = {path, what == SECOND_NAME ? NULL : aside};
+  bool own = what == SECOND_NAME || what == OTHERS_MAY_WRITE || what == GROUP_MAY_WRITE;
+  struct planted planted = {0};
+  for (int i = 0; i < 2; i++) {
+    struct stat there;
+    if (made[i] == NULL || lstat(made[i], &there) != 0) continue;
+    if (!own) MUST(lchown(made[i], OTHER, OTHER) == 0);
+    if (!own && !S_ISLNK(there.st_mode)) MUST(chmod(made[i], S_ISDIR(there.st_mode) ? 0777 : 0666) == 0);
+    guard(&planted, made[i]);
+  }
+  if (what == LINK_TO_NOTHING) snprintf(planted.unmade, sizeof planted.unmade, "%s", aside);
+  return planted;
+}
+
+static void check_planted(const struct planted *planted) {
+  struct stat none;
+  for (int i = 0; i < planted->count; i++) CHECK_UNTOUCHED(&planted->snaps[i]);
+  if (planted->unmade[0] != 0) CHECK(lstat(planted->unmade, &none) != 0);
+}
+
+static int planted_cases;
+
+static void plant_for_nobody(enum target target, enum plant what) {
+  char name[40], aside[NF_PATH], dir[NF_PATH], path[NF_PATH * 2], title[100];
+  const char *outer = nf_case_name;
+  snprintf(title, sizeof title, "%s: %s is %s", outer, target == INDEX ? "index" : target == DATA ? "mirror" : "control", plant_names[what]);
+  nf_case_name = title;
+  snprintf(tried, sizeof tried, "cache%d", planted_cases);
+  snprintf(name, sizeof name, "aside%d", planted_cases++);
+  make_dir(tried, 0700, NOBODY);
+  if (!as_nobody(fill_directory)) return;
+  find_entry(nf_path(dir, tried), target == INDEX ? ".index" : target == DATA ? ".data" : "control", path);
+  struct planted planted = plant_as_other(path, nf_path(aside, name), what);
+  if (as_nobody(use_planted_directory)) check_planted(&planted);
+  nf_case_name = outer;
+}
+
+static void planted_by_another_user(void) {
+  MUST(chmod(nf_dir, 0755) == 0);
+  for (int target = INDEX; target <= CONTROL; target++) {
+    for (int what = LINK_TO_FILE; what <= GROUP_MAY_WRITE; what++) plant_for_nobody((enum target)target, (enum plant)what);
+  }
+  printf("%d planted cases\n", planted_cases);
+}
+
+// A link of another user's leads to a directory of one's own, or not: that user does not choose where things are kept.
+static void the_directory_is_planted(void) {
+  char path[NF_PATH], to[NF_PATH];
+  MUST(chmod(nf_dir, 0755) == 0);
+  make_dir("mine", 0700, NOBODY);
+  make_dir("theirs", 0777, OTHER);
+  make_dir("sticky", 01777, OTHER);
+  make_dir("open", 0777, OTHER);
+  static const char *const parents[] = {"sticky", "open"}, *const targets[] = {"mine", "theirs"};
+  for (int i = 0; i < 4; i++) {
+    snprintf(tried, sizeof tried, "%s/link%d", parents[i / 2], i % 2);
+    snprintf(to, sizeof to, "../%s", targets[i % 2]);
+    MUST(symlink(to, nf_path(path, tried)) == 0 && lchown(path, OTHER, OTHER) == 0);
+    struct snap link = snap(path);
+    if (!as_nobody(use_planted_directory)) return;
+    CHECK_UNTOUCHED(&link);
+    CHECK_EQ(count_entries(nf_path(path, targets[i % 2]), ""), 0);
+  }
+  for (int i = 0; i < 2; i++) {
+    snprintf(tried, sizeof tried, "%s/made-before", parents[i]);
+    make_dir(tried, 0777, OTHER);
+    as_nobody(use_planted_directory);
+    CHECK_EQ(count_entries(nf_path(path, tried), ""), 0);
+  }
+  // One's own link is one's own choice.
+  snprintf(tried, sizeof tried, "own-link");
+  MUST(symlink("mine", nf_path(path, tried)) == 0 && lchown(path, NOBODY, NOBODY) == 0);
+  as_nobody(fill_directory);
+  CHECK_EQ(count_entries(nf_path(path, "mine"), ""), 3);
+}
+
+// A pair at paths of its own: opened if it is all one's own, else refused with a word, and every byte right if it opens at all.
+static void use_planted_paths(void) {
+  far_file *far = far_new(SIZE, VERSION, PAGE);
+  nearfile_source source = far_source(far, FAR_AT);
+  char data[NF_PATH], index[NF_PATH + 20];
+  snprintf(data, sizeof data, "%s", tried);
+  snprintf(index, sizeof index, "%s.index", tried);
+  nearfile_options options = {.struct_size = sizeof options, .key = "key", .size = SIZE, .data_path = data, .index_path = index};
+  nearfile_file *file = NULL;
+  int32_t status = nearfile_open(NULL, &source, &options, &file);
+  CHECK(status != 0 || nearfile_data_path(file) == NULL);
+  CHECK((status == 0) == (file != NULL));
+  if (status != 0) CHECK(nf_last_error().message[0] != 0);
+  if (file != NULL) CHECK_ALL(file, VERSION);
+  nearfile_close(file);
+}
+
+static void make_paths(void) {
+  far_file *far = far_new(SIZE, VERSION, PAGE);
+  nearfile_source source = far_source(far, FAR_AT);
+  char index[NF_PATH + 20];
+  snprintf(index, sizeof index, "%s.index", tried);
+  nearfile_options options = {.struct_size = sizeof options, .key = "key", .size = SIZE, .data_path = tried, .index_path = index};
+  nearfile_file *file = NULL;
+  MUST(nearfile_open(NULL, &source, &options, &file) == 0 && nearfile_data_path(file) != NULL);
+  CHECK_ALL(file, VERSION);
+  nearfile_close(file);
+}
+
+static void planted_at_paths(void) {
+  MUST(chmod(nf_dir, 0755) == 0);
+  make_dir("sticky", 01777, OTHER);
+  for (int target = INDEX; target <= DATA; target++) {
+    for (int what = LINK_TO_FILE; what <= GROUP_MAY_WRITE; what++) {
+      char path[NF_PATH], title[100], aside[NF_PATH], name[40];
+      const char *outer = nf_case_name;
+      snprintf(title, sizeof title, "%s: %s is %s", outer, target == INDEX ? "index" : "mirror", plant_names[what]);
+      nf_case_name = title;
+      snprintf(tried, sizeof tried, "sticky/own%d-%d", target, what);
+      if (!as_nobody(make_paths)) return;
+      snprintf(name, sizeof name, "sticky/own%d-%d%s", target, what, target == INDEX ? ".index" : "");
+      nf_path(path, name);
+      snprintf(name, sizeof name, "aside%d-%d", target, what);
+      struct planted planted = plant_as_other(path, nf_path(aside, name), (enum plant)what);
+      as_nobody(use_planted_paths);
+      check_planted(&planted);
+      nf_case_name = outer;
+    }
+  }
+}
+
 // One bit of every byte of an index's header, and of what follows it up to the words: right bytes, and whole again after.
 static void every_byte_of_a_header(void) {
   char dir[NF_PATH];
@@ -667,7 +824,8 @@ int main(int argc, char **argv) {
   static const struct nf_case cases[] = {
       NF_CASE(modes), NF_CASE(dir_is_a_file), NF_CASE(default_directory), NF_CASE(standard_descriptors), NF_CASE(descriptors),
       NF_CASE(writable_by_others), NF_CASE(as_a_second_user), NF_CASE(as_a_second_user_with_planted_files),
-      NF_CASE(planted_index), NF_CASE(planted_mirror), NF_CASE(planted_control), NF_CASE(every_byte_of_a_header),
+      NF_CASE(planted_index), NF_CASE(planted_mirror), NF_CASE(planted_control), NF_CASE(planted_by_another_user),
+      NF_CASE(the_directory_is_planted), NF_CASE(planted_at_paths), NF_CASE(every_byte_of_a_header),
       NF_CASE(the_directory_goes_away), NF_CASE(the_mirror_is_cut_off_while_open), NF_CASE(replaced_under_a_reader)};
   return nf_run(argc, argv, cases, sizeof cases / sizeof *cases);
 }

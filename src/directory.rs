@@ -15,7 +15,7 @@ use crate::mirror::Mirror;
 use crate::options::CacheOptions;
 use crate::pair::{Pair, Place, new_header};
 use crate::range::Pages;
-use crate::sys::file::{self, Open};
+use crate::sys::file::{self, Open, Stat};
 use crate::sys::lock::holder;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
@@ -101,7 +101,15 @@ impl Directory {
             Err(error) => return Ok(unusable(&error)),
         };
         let (path, fd) = (std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), Arc::new(fd));
-        let shared = if !stat.is_dir() || !stat.is_ours() {
+        let shared = if is_led_to_by_another(&name, &stat) {
+            log::warn(|| {
+                let path = path.display();
+                format!(
+                    "cache directory {path} was found by a link of another user's: files are cached for this process alone; name the directory itself"
+                )
+            });
+            None
+        } else if !stat.is_dir() || !stat.is_ours() {
             log::warn(|| {
                 let path = path.display();
                 format!(
@@ -355,6 +363,17 @@ impl Shared {
         let budget = Budget::open(Arc::clone(&control), dir, options.size_limit, options.min_free, wait, census)?;
         Ok(Shared { control, budget })
     }
+}
+
+/// Whether the last part of a path is not the directory that was opened but a link to it that neither we nor root made: another user
+/// does not choose where things are kept.
+fn is_led_to_by_another(name: &CStr, opened: &Stat) -> bool {
+    let end = name.to_bytes().iter().rposition(|&byte| byte != b'/').map_or(1, |last| last + 1);
+    let Ok(name) = CString::new(&name.to_bytes()[..end]) else { return true };
+    file::stat_at(None, &name).map_or(true, |named| {
+        let itself = (named.device, named.inode) == (opened.device, opened.inode);
+        !itself && ![0, file::effective_user()].contains(&named.owner)
+    })
 }
 
 fn list<'a>(path: &Path, dir: BorrowedFd<'a>) -> impl Iterator<Item = Listed> + use<'a> {

@@ -57,6 +57,12 @@ mod cache;
 mod file;
 // floor 5: the C ABI
 pub mod ffi;
+// above the house
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod hostile;
+#[cfg(test)]
+mod trials;
 
 pub use cache::{Cache, Entry};
 pub use error::{Error, Result, SourceError};

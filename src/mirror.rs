@@ -100,15 +100,17 @@ impl Mirror {
         file::write_at(self.file()?.as_fd(), buf, to)
     }
 
-    /// Whether the file system can give back parts of a file; found out once, past the end, where it changes nothing.
+    /// Whether the file system can give back parts of a file; asked until it has answered, past the end, where it changes nothing.
     pub(crate) fn can_punch(&self) -> bool {
         if self.can_punch.load(Ordering::Relaxed) == 0 {
             let Ok(file) = self.file() else { return false };
-            // Without a length there is no end to try it past, and no answer.
             let Ok(stat) = file::stat(file.as_fd()) else { return false };
             let past_the_end = stat.size.next_multiple_of(4096);
-            let can = file::punch(file.as_fd(), past_the_end..past_the_end + 4096).is_ok();
-            self.can_punch.store(if can { 2 } else { 1 }, Ordering::Relaxed);
+            match file::punch(file.as_fd(), past_the_end..past_the_end + 4096) {
+                Ok(()) => self.can_punch.store(2, Ordering::Relaxed),
+                Err(error) if file::is_unsupported(&error) => self.can_punch.store(1, Ordering::Relaxed),
+                Err(_) => {}
+            }
         }
         self.can_punch.load(Ordering::Relaxed) == 2
     }

@@ -94,7 +94,7 @@ pub(crate) fn open_at(dir: Option<BorrowedFd<'_>>, name: &CStr, how: Open) -> io
     let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
     with_relief(|| {
         // SAFETY: a terminated name; the mode is given wherever a file may be made.
-        let fd = check(|| unsafe { libc::openat(dir, name.as_ptr(), how.flags(), 0o600) })?;
+        let fd = check("openat", || unsafe { libc::openat(dir, name.as_ptr(), how.flags(), 0o600) })?;
         above_standard(fd)
     })
 }
@@ -105,7 +105,7 @@ pub(crate) fn reopen(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = descriptor_path(file.as_raw_fd());
     let open = |access: libc::c_int| {
         // SAFETY: a terminated path.
-        check(|| unsafe { libc::open(path.as_ptr(), access | libc::O_CLOEXEC) })
+        check("open", || unsafe { libc::open(path.as_ptr(), access | libc::O_CLOEXEC) })
     };
     with_relief(|| {
         let fd = open(libc::O_RDWR).or_else(|error| match error.raw_os_error() {
@@ -147,7 +147,7 @@ fn above_standard(fd: RawFd) -> io::Result<OwnedFd> {
         return Ok(owned);
     }
     // SAFETY: an open descriptor.
-    let moved = check(|| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    let moved = check("fcntl dup", || unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: just made, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(moved) })
 }
@@ -155,14 +155,14 @@ fn above_standard(fd: RawFd) -> io::Result<OwnedFd> {
 /// Whether a descriptor was opened for reading only.
 pub(crate) fn is_read_only(file: BorrowedFd<'_>) -> bool {
     // SAFETY: an open descriptor.
-    let flags = check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) });
+    let flags = check("fcntl getfl", || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) });
     flags.is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDONLY)
 }
 
 pub(crate) fn stat(file: BorrowedFd<'_>) -> io::Result<Stat> {
     let mut raw = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: room for one stat.
-    check(|| unsafe { libc::fstat(file.as_raw_fd(), raw.as_mut_ptr()) })?;
+    check("fstat", || unsafe { libc::fstat(file.as_raw_fd(), raw.as_mut_ptr()) })?;
     // SAFETY: filled by the call, which did not fail.
     Ok(Stat::of(unsafe { raw.assume_init_ref() }))
 }
@@ -180,7 +180,7 @@ pub(crate) fn identity(file: BorrowedFd<'_>) -> io::Result<Option<Identity>> {
     let mut raw = std::mem::MaybeUninit::<libc::statx>::uninit();
     let (fd, wanted) = (file.as_raw_fd(), libc::STATX_INO | libc::STATX_BTIME);
     // SAFETY: an empty terminated name and room for one statx.
-    check(|| unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, wanted, raw.as_mut_ptr()) })?;
+    check("statx", || unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, wanted, raw.as_mut_ptr()) })?;
     // SAFETY: filled by the call, which did not fail.
     let raw = unsafe { raw.assume_init_ref() };
     let known = raw.stx_mask & wanted == wanted;
@@ -196,7 +196,7 @@ pub(crate) fn stat_at(dir: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<St
     let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
     let mut raw = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: a terminated name and room for one stat.
-    check(|| unsafe { libc::fstatat(dir, name.as_ptr(), raw.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW) })?;
+    check("fstatat", || unsafe { libc::fstatat(dir, name.as_ptr(), raw.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW) })?;
     // SAFETY: filled by the call, which did not fail.
     Ok(Stat::of(unsafe { raw.assume_init_ref() }))
 }
@@ -204,7 +204,7 @@ pub(crate) fn stat_at(dir: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<St
 fn kind_of_file_system(file: BorrowedFd<'_>) -> io::Result<i64> {
     let mut raw = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: room for one statfs.
-    check(|| unsafe { libc::fstatfs(file.as_raw_fd(), raw.as_mut_ptr()) })?;
+    check("fstatfs", || unsafe { libc::fstatfs(file.as_raw_fd(), raw.as_mut_ptr()) })?;
     // SAFETY: filled by the call, which did not fail.
     #[allow(clippy::unnecessary_cast, reason = "f_type is of other types on other machines")]
     Ok(unsafe { raw.assume_init_ref() }.f_type as i64 & 0xffff_ffff)
@@ -236,7 +236,7 @@ pub(crate) fn unshareable(file: BorrowedFd<'_>) -> Option<&'static str> {
 pub(crate) fn free_bytes(file: BorrowedFd<'_>) -> io::Result<u64> {
     let mut raw = std::mem::MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: room for one statvfs.
-    check(|| unsafe { libc::fstatvfs(file.as_raw_fd(), raw.as_mut_ptr()) })?;
+    check("fstatvfs", || unsafe { libc::fstatvfs(file.as_raw_fd(), raw.as_mut_ptr()) })?;
     // SAFETY: filled by the call, which did not fail.
     let raw = unsafe { raw.assume_init_ref() };
     Ok(raw.f_bavail.saturating_mul(raw.f_frsize))
@@ -245,7 +245,7 @@ pub(crate) fn free_bytes(file: BorrowedFd<'_>) -> io::Result<u64> {
 /// Makes an empty file share all blocks of another, holes and all; an error where the file system cannot.
 pub(crate) fn clone_whole(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: two open descriptors.
-    check(|| unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) }).map(drop)
+    check("ioctl clone", || unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) }).map(drop)
 }
 
 /// Reads at an offset; fewer bytes than asked only at the end of the file.
@@ -255,7 +255,7 @@ pub(crate) fn read_at(file: BorrowedFd<'_>, buf: &mut [u8], from: u64) -> io::Re
         let rest = &mut buf[done..];
         let at = offset(from + done as u64)?;
         // SAFETY: `rest` is ours for the call.
-        let n = check_len(|| unsafe { libc::pread(file.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) })?;
+        let n = check_len("pread", rest.len(), |len| unsafe { libc::pread(file.as_raw_fd(), rest.as_mut_ptr().cast(), len, at) })?;
         if n == 0 {
             break;
         }
@@ -272,7 +272,8 @@ pub(crate) fn write_at(file: BorrowedFd<'_>, buf: &[u8], to: u64) -> io::Result<
             let rest = &buf[done..];
             let at = offset(to + done as u64)?;
             // SAFETY: `rest` is valid for the call.
-            let n = check_len(|| unsafe { libc::pwrite(file.as_raw_fd(), rest.as_ptr().cast(), rest.len(), at) })?;
+            let n =
+                check_len("pwrite", rest.len(), |len| unsafe { libc::pwrite(file.as_raw_fd(), rest.as_ptr().cast(), len, at) })?;
             if n == 0 {
                 return Err(io::Error::from_raw_os_error(libc::EIO));
             }
@@ -286,7 +287,7 @@ pub(crate) fn write_at(file: BorrowedFd<'_>, buf: &[u8], to: u64) -> io::Result<
 pub(crate) fn set_len(file: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     let len = offset(len)?;
     // SAFETY: an open descriptor.
-    signal::without_file_size(|| check(|| unsafe { libc::ftruncate(file.as_raw_fd(), len) }).map(drop))
+    signal::without_file_size(|| check("ftruncate", || unsafe { libc::ftruncate(file.as_raw_fd(), len) }).map(drop))
 }
 
 /// Gives a stretch inside the file its blocks, so that a store into its map cannot raise SIGBUS.
@@ -294,7 +295,7 @@ pub(crate) fn allocate(file: BorrowedFd<'_>, stretch: Range<u64>) -> io::Result<
     let (from, len) = (offset(stretch.start)?, offset(stretch.end - stretch.start)?);
     let how = libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: an open descriptor.
-    signal::without_file_size(|| check(|| unsafe { libc::fallocate(file.as_raw_fd(), how, from, len) }).map(drop))
+    signal::without_file_size(|| check("fallocate", || unsafe { libc::fallocate(file.as_raw_fd(), how, from, len) }).map(drop))
 }
 
 /// Whether a file system does not know how to do what it was asked for.
@@ -307,31 +308,30 @@ pub(crate) fn punch(file: BorrowedFd<'_>, stretch: Range<u64>) -> io::Result<()>
     let (from, len) = (offset(stretch.start)?, offset(stretch.end - stretch.start)?);
     let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: an open descriptor.
-    check(|| unsafe { libc::fallocate(file.as_raw_fd(), how, from, len) }).map(drop)
+    check("fallocate punch", || unsafe { libc::fallocate(file.as_raw_fd(), how, from, len) }).map(drop)
 }
 
 /// The first offset at or after `from` where the file has data; `None` where only a hole is left.
 pub(crate) fn next_data(file: BorrowedFd<'_>, from: u64) -> io::Result<Option<u64>> {
     let from = offset(from)?;
     // SAFETY: an open descriptor; nobody uses its position.
-    let at = unsafe { libc::lseek(file.as_raw_fd(), from, libc::SEEK_DATA) };
-    if let Ok(at) = u64::try_from(at) {
-        return Ok(Some(at));
+    match check("lseek", || unsafe { libc::lseek(file.as_raw_fd(), from, libc::SEEK_DATA) }) {
+        Ok(at) => Ok(u64::try_from(at).ok()),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
     }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::ENXIO) { Ok(None) } else { Err(error) }
 }
 
 /// Data and what is needed to find it again reach the disk.
 pub(crate) fn sync_data(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: an open descriptor.
-    check(|| unsafe { libc::fdatasync(file.as_raw_fd()) }).map(drop)
+    check("fdatasync", || unsafe { libc::fdatasync(file.as_raw_fd()) }).map(drop)
 }
 
 /// Everything reaches the disk; of a directory, its names.
 pub(crate) fn sync(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: an open descriptor.
-    check(|| unsafe { libc::fsync(file.as_raw_fd()) }).map(drop)
+    check("fsync", || unsafe { libc::fsync(file.as_raw_fd()) }).map(drop)
 }
 
 /// Gives a file that was filled in its final name, never over another; both relative to the same directory. In one step: a file with
@@ -339,16 +339,16 @@ pub(crate) fn sync(file: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn publish_at(dir: Option<BorrowedFd<'_>>, from: &CStr, to: &CStr) -> io::Result<()> {
     let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
     // SAFETY: terminated names.
-    let renamed = check(|| unsafe {
+    let renamed = check("renameat2", || unsafe {
         libc::syscall(libc::SYS_renameat2, dir, from.as_ptr(), dir, to.as_ptr(), libc::RENAME_NOREPLACE) as libc::c_int
     });
     match renamed {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
             // A file system that cannot: two steps.
             // SAFETY: terminated names.
-            check(|| unsafe { libc::linkat(dir, from.as_ptr(), dir, to.as_ptr(), 0) })?;
+            check("linkat", || unsafe { libc::linkat(dir, from.as_ptr(), dir, to.as_ptr(), 0) })?;
             // SAFETY: a terminated name.
-            check(|| unsafe { libc::unlinkat(dir, from.as_ptr(), 0) }).map(drop)
+            check("unlinkat", || unsafe { libc::unlinkat(dir, from.as_ptr(), 0) }).map(drop)
         }
         renamed => renamed.map(drop),
     }
@@ -357,13 +357,13 @@ pub(crate) fn publish_at(dir: Option<BorrowedFd<'_>>, from: &CStr, to: &CStr) ->
 pub(crate) fn unlink_at(dir: Option<BorrowedFd<'_>>, name: &CStr) -> io::Result<()> {
     let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
     // SAFETY: a terminated name.
-    check(|| unsafe { libc::unlinkat(dir, name.as_ptr(), 0) }).map(drop)
+    check("unlinkat", || unsafe { libc::unlinkat(dir, name.as_ptr(), 0) }).map(drop)
 }
 
 /// 16 bytes that nobody else has.
 pub(crate) fn random() -> io::Result<[u8; 16]> {
     let mut bytes = [0_u8; 16];
     // SAFETY: 16 bytes of room; requests up to 256 bytes come whole.
-    let n = check_len(|| unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })?;
+    let n = check_len("getrandom", bytes.len(), |len| unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), len, 0) })?;
     if n == bytes.len() { Ok(bytes) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
 }

@@ -2,6 +2,7 @@
 //! `clone` and a repeated pid for the price of one load. On it stand [`PerProcess`] values, which a child never shares with its
 //! parent, and [`ChildCloses`], the descriptors that a forked child must not keep.
 
+use super::check;
 use crate::sync::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys::lineage::{self, Made};
 use crate::sys::lock::unlock_all;
@@ -50,6 +51,8 @@ fn wiped_page() -> Option<&'static AtomicU32> {
     }
     let made = map_private(size_of::<AtomicU32>());
     if made.is_null() {
+        // For good: a process that is told now by one way and now by the other would look like two.
+        REFUSED.store(true, Ordering::Release);
         return None;
     }
     // SAFETY: a mapping of one page that was just made.
@@ -83,8 +86,8 @@ const PAGE: usize = 4096;
 fn map_private(len: usize) -> *mut u8 {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping, placed by the kernel.
-    let at = unsafe { libc::mmap(ptr::null_mut(), len.max(PAGE), access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
-    if at == libc::MAP_FAILED { ptr::null_mut() } else { at.cast() }
+    let map = || unsafe { libc::mmap(ptr::null_mut(), len.max(PAGE), access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+    check("mmap of memory", map).map_or(ptr::null_mut(), <*mut libc::c_void>::cast)
 }
 
 /// A value that each process has for itself: locks, pools, counters. A child that asks gets a new one; the inherited one is never

@@ -34,7 +34,7 @@ fn raw_kind(kind: Kind) -> libc::c_int {
 pub(crate) fn try_lock(file: BorrowedFd<'_>, kind: Kind, first: u64, count: u64) -> io::Result<bool> {
     let lock = request(raw_kind(kind), first, count);
     // SAFETY: a valid request.
-    match check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }) {
+    match check("fcntl lock", || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }) {
         Ok(_) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
         Err(error) => Err(error),
@@ -44,7 +44,7 @@ pub(crate) fn try_lock(file: BorrowedFd<'_>, kind: Kind, first: u64, count: u64)
 pub(crate) fn unlock(file: BorrowedFd<'_>, first: u64, count: u64) -> io::Result<()> {
     let lock = request(libc::F_UNLCK, first, count);
     // SAFETY: a valid request.
-    check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }).map(drop)
+    check("fcntl unlock", || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }).map(drop)
 }
 
 /// Lets go of everything that is locked on a description.
@@ -65,7 +65,7 @@ pub(crate) struct Holder {
 pub(crate) fn holder(file: BorrowedFd<'_>, first: u64, count: u64) -> io::Result<Option<Holder>> {
     let mut lock = request(libc::F_WRLCK, first, count);
     // SAFETY: a valid request, which the call overwrites.
-    check(|| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) })?;
+    check("fcntl getlk", || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) })?;
     if lock.l_type == libc::F_UNLCK as libc::c_short {
         return Ok(None);
     }

@@ -1,6 +1,7 @@
 //! Files mapped: an index for reading and writing, as an array of atomics; a mirror for reading, in part while it is pinned, or as a
 //! whole to copy hits from.
 
+use super::check;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::io;
 use std::ops::Range;
@@ -24,10 +25,7 @@ fn map(file: BorrowedFd<'_>, range: Range<u64>, access: libc::c_int, how: libc::
     let len = usize::try_from(range.end - range.start).map_err(too_large)?;
     let from = libc::off_t::try_from(range.start).map_err(too_large)?;
     // SAFETY: a new mapping, placed by the kernel.
-    let at = unsafe { libc::mmap(ptr::null_mut(), len, access, how, file.as_raw_fd(), from) };
-    if at == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
+    let at = check("mmap", || unsafe { libc::mmap(ptr::null_mut(), len, access, how, file.as_raw_fd(), from) })?;
     NonNull::new(at.cast()).map(|start| (start, len)).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
 }
 

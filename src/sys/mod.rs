@@ -2,6 +2,8 @@
 //! Everything that a test may want to make fail goes through here.
 #![allow(unsafe_code, reason = "system calls")]
 
+#[cfg(test)]
+pub(crate) mod fault;
 pub(crate) mod file;
 pub(crate) mod fork;
 pub(crate) mod futex;
@@ -13,12 +15,32 @@ pub(crate) mod spare;
 
 use std::io;
 
-/// The value of a system call, or its errno; tried again where a signal came between.
-fn check(call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
-    let mut call = call;
+/// What a system call returns; -1 says that it failed.
+trait Value: Copy + PartialEq {
+    const FAILED: Self;
+}
+
+impl Value for i32 {
+    const FAILED: i32 = -1;
+}
+
+impl Value for i64 {
+    const FAILED: i64 = -1;
+}
+
+impl Value for isize {
+    const FAILED: isize = -1;
+}
+
+impl Value for *mut libc::c_void {
+    const FAILED: *mut libc::c_void = libc::MAP_FAILED;
+}
+
+/// The value of a system call, or its errno; tried again where a signal came between. Tests make it fail, by name.
+fn check<T: Value>(name: &'static str, mut call: impl FnMut() -> T) -> io::Result<T> {
     loop {
-        let value = call();
-        if value >= 0 {
+        let value = fault::attempt(name, &mut call);
+        if value != T::FAILED {
             return Ok(value);
         }
         let error = io::Error::last_os_error();
@@ -28,18 +50,19 @@ fn check(call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// The same for calls that return a length.
-fn check_len(call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
-    let mut call = call;
-    loop {
-        let value = call();
-        if value >= 0 {
-            return Ok(value.unsigned_abs());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
+/// The same for calls that move up to `len` bytes, and return how many.
+fn check_len(name: &'static str, len: usize, mut call: impl FnMut(usize) -> libc::ssize_t) -> io::Result<usize> {
+    check(name, || call(fault::cut(len))).map(isize::unsigned_abs)
+}
+
+#[cfg(not(test))]
+mod fault {
+    pub(super) fn attempt<T>(_name: &'static str, call: impl FnOnce() -> T) -> T {
+        call()
+    }
+
+    pub(super) fn cut(len: usize) -> usize {
+        len
     }
 }
 
