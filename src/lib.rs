@@ -44,6 +44,7 @@ mod budget;
 mod pair;
 mod dropping;
 mod clock;
+mod store;
 mod fetch;
 mod exact;
 mod pin;
