@@ -104,6 +104,12 @@
 // nearfile_options.flags: do not compare pages of a session that was opened after a clean close.
 #define NEARFILE_TRUST_CLEAN 8
 
+// nearfile_options.flags: read nothing ahead, and call the source on the thread that reads only.
+#define NEARFILE_READAHEAD_OFF 16
+
+// nearfile_prefetch flags: return at once; the library's own threads fetch. What is not done when the file is closed is left.
+#define NEARFILE_PREFETCH_NOWAIT 1
+
 // From the start of the file, as SEEK_SET.
 #define NEARFILE_SEEK_SET 0
 
@@ -189,7 +195,8 @@ typedef struct nearfile_cache_options {
   // The longest wait for another's fetch of a page, milliseconds from its last progress; then the read goes to the source itself.
   // 0: 10,000.
   uint32_t wait_ms;
-  // Threads for reading ahead. Not in this version: 0.
+  // Threads of this process that fetch beside the one that reads, at most, up to 1,024; 0: 16. None is started before it has something
+  // to do (reading ahead, several requests of one read or batch, a prefetch that is not waited for); idle ones end after two seconds.
   uint32_t workers;
 } nearfile_cache_options;
 
@@ -262,9 +269,10 @@ typedef int32_t (*nearfile_list_callback)(void *user_data, const struct nearfile
 
 // A way to read a remote file: read_at, or read and seek; the rest may be NULL.
 //
-// Callbacks return 0, or a code of their own, which nearfile_error.source_code passes on. They may run on any thread that reads.
-// They must not longjmp, fork, or read the same file through nearfile. A C++ exception passes through to the C++ caller of the
-// read. *out_len holds a value that is refused before each call, so a callback that forgets it stores nothing.
+// Callbacks return 0, or a code of their own, which nearfile_error.source_code passes on. They may run on any thread that reads and, where
+// there is an open, max_connections is more than 1 or read_at is NEARFILE_SOURCE_FORK_SAFE, on threads of the library's own, unless the
+// file was opened with NEARFILE_READAHEAD_OFF. They must not longjmp, fork, or read the same file through nearfile. A C++ exception
+// passes through to the C++ caller of the read; on a thread of the library's own nobody catches it, and the process ends. *out_len holds a value that is refused before each call, so a callback that forgets it stores nothing.
 typedef struct nearfile_source {
   // sizeof(nearfile_source), set by the caller.
   size_t struct_size;
@@ -309,7 +317,7 @@ typedef struct nearfile_options {
   uint64_t size_limit;
   // NEARFILE_PAGED, NEARFILE_EXACT.
   uint32_t mode;
-  // NEARFILE_MAP, NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
+  // NEARFILE_MAP, NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN, NEARFILE_READAHEAD_OFF.
   uint32_t flags;
   // With index_path: the mirror at a path of the program's choice, made if neither exists. Both or neither.
   const char *data_path;
@@ -466,16 +474,19 @@ int32_t nearfile_discard(const struct nearfile_file *file,
 // Fills *out_stats, whose struct_size the caller has set, with this process's numbers of the file. Threads: any.
 int32_t nearfile_get_stats(const struct nearfile_file *file, struct nearfile_stats *out_stats);
 
-// Reads count ranges, each as nearfile_pread does, and sets out_len and out_status of each; range_size is sizeof(nearfile_range).
+// Reads count ranges, each as nearfile_pread does, and sets out_len and out_status of each; range_size is sizeof(nearfile_range). What
+// they miss is fetched together: neighbours as one request, and as many requests at once as there are connections and workers.
 // Returns 0, or the first status that is not 0; the others are read all the same. Threads: any.
 int32_t nearfile_read_ranges(const struct nearfile_file *file,
                              struct nearfile_range *ranges,
                              size_t count,
                              size_t range_size);
 
-// Reads what is absent of len bytes from offset, so that later reads are hits, and returns when it is there; flags is 0. Stops early,
-// with 0, where a limit keeps things out. progress may be NULL; it is called on this thread, and NEARFILE_ERROR_CANCELLED is returned
-// when it ends it. Threads: any.
+// Reads what is absent of len bytes from offset, so that later reads are hits, and returns when it is there. Stops early, with 0, where a
+// limit keeps things out. progress may be NULL; it is called on this thread, and NEARFILE_ERROR_CANCELLED is returned when it ends it.
+//
+// flags: 0, or NEARFILE_PREFETCH_NOWAIT: returns at once, and the library's own threads fetch; progress is not called, and errors are
+// met by who reads. NEARFILE_ERROR_UNSUPPORTED where no thread of the library's may call the source. Threads: any.
 int32_t nearfile_prefetch(const struct nearfile_file *file,
                           uint64_t offset,
                           uint64_t len,

@@ -7,7 +7,7 @@ use crate::evict::Evictor;
 use crate::format::Header;
 use crate::index::Index;
 use crate::options::{CacheOptions, Limits, WhenFull, check_key};
-use crate::stats::{Counters, Stats};
+use crate::stats::{FileCounters, Stats};
 use crate::sync::Mutex;
 use crate::sys::fork::PerProcess;
 use std::collections::BTreeMap;
@@ -28,22 +28,6 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// The counters of the files that this process has open, to be told to `control`.
     telling: PerProcess<Mutex<Vec<Weak<FileCounters>>>>,
-}
-
-/// The counters of one open file, each process its own.
-#[derive(Debug)]
-pub(crate) struct FileCounters {
-    counters: PerProcess<Counters>,
-}
-
-impl FileCounters {
-    pub(crate) fn new() -> FileCounters {
-        FileCounters { counters: PerProcess::new() }
-    }
-
-    pub(crate) fn here(&self) -> &Counters {
-        self.counters.get()
-    }
 }
 
 impl Cache {

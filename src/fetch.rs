@@ -93,7 +93,7 @@ const FIRST_PAUSE: Duration = Duration::from_micros(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 impl<'a> Miss<'a> {
-    /// A miss of `out`, of which the first `done` bytes are there already.
+    /// A miss of `out`, of which some is not there yet.
     pub(crate) fn new(
         pair: &'a Pair,
         limits: Limits,
@@ -101,9 +101,8 @@ impl<'a> Miss<'a> {
         counters: &'a Counters,
         from: u64,
         out: &'a mut [u8],
-        done: usize,
+        left: Intervals,
     ) -> Miss<'a> {
-        let left = Intervals::of(from + done as u64..from + out.len() as u64);
         let buffer = pair.local().buffers.lock().pop().unwrap_or_default();
         let nested = MISSING.with(|missing| {
             let nested = missing.has(ptr::from_ref(pair).addr());

@@ -1,21 +1,20 @@
 //! A file as a program sees it: reads at an offset or at a position, what is cached of it, its numbers.
 
-use crate::cache::{Cache, FileCounters, Shared as CacheShared};
+use crate::ahead::Ahead;
+use crate::cache::Cache;
 use crate::error::{Error, Result, shield};
-use crate::exact::{Exact, ExactRead};
-use crate::fetch::{Miss, Step, as_much_room};
-use crate::format::{Header, crc32c};
-use crate::keep::{Keepsake, preserve};
+use crate::fetcher::Fetcher;
+use crate::keep::{exact_keepsake, preserve};
 use crate::lock;
 use crate::making::Wanted;
-use crate::mirror::Mirror;
+use crate::opened::{Near, Opened};
 use crate::options::{CacheOptions, Limits, Options, check_size};
-use crate::pair::{Pair, Trust, new_header};
-use crate::paths::pair_at;
+use crate::pair::Pair;
 use crate::pin::Pin;
-use crate::range::{Pages, Run};
+use crate::range::Pages;
+use crate::small::Small;
 use crate::source::{Pool, Source};
-use crate::stats::{Count, Counters, Stats};
+use crate::stats::{FileCounters, Stats};
 use crate::sync::{AtomicU64, Ordering};
 use std::io::{self, SeekFrom};
 use std::ops::Range;
@@ -26,11 +25,24 @@ use std::sync::{Arc, OnceLock};
 /// An open near copy. All methods may be called from several threads at once and in forked children.
 #[derive(Debug)]
 pub struct File {
-    shared: Arc<Shared>,
+    shared: Arc<Opened>,
     /// Outside of every lock: a child may have been forked while another thread moved it.
     position: AtomicU64,
     /// Set: a miss is an error. The description keeps the pair's pages; there is none without a pair.
     frozen: OnceLock<Option<OwnedFd>>,
+    ahead: Ahead,
+    small: Small,
+}
+
+/// One of a batch of reads.
+#[derive(Debug)]
+pub struct RangeRead<'a> {
+    /// Where to read, bytes from the start.
+    pub offset: u64,
+    /// Where to put it.
+    pub buf: &'a mut [u8],
+    /// What came of it, as of [`File::read_at`].
+    pub result: Result<usize>,
 }
 
 /// Undoes a move of the position whose read failed, or was left by a C++ exception, unless another thread has gone on from there.
@@ -44,27 +56,6 @@ impl Drop for Moved<'_> {
     fn drop(&mut self) {
         let _ = self.position.compare_exchange(self.to, self.from, Ordering::AcqRel, Ordering::Acquire);
     }
-}
-
-#[derive(Debug)]
-struct Shared {
-    near: Near,
-    /// None: frozen from the start, and never asked.
-    source: Option<Pool>,
-    pages: Pages,
-    limits: Limits,
-    trust: Trust,
-    counters: Arc<FileCounters>,
-    cache: Option<Arc<CacheShared>>,
-}
-
-/// Where the near copy is.
-#[derive(Debug)]
-enum Near {
-    Paged(Arc<Pair>),
-    Exact(Box<Exact>),
-    /// Nothing can be kept.
-    Nowhere,
 }
 
 impl Cache {
@@ -99,7 +90,7 @@ impl File {
             return Err(Error::Argument("no source: only a frozen pair at data_path and index_path does without".into()));
         }
         let counters = Arc::new(FileCounters::new());
-        let source = source.map(Pool::new);
+        let source = source.map(|source| Arc::new(Pool::new(source)));
         let size = match (options.size, &source) {
             (Some(size), _) => size,
             (None, Some(source)) => source.size(counters.here())?,
@@ -107,29 +98,31 @@ impl File {
         };
         check_size(size, page_size)?;
         let wanted = Wanted { key: options.key.as_deref(), version: &options.version, pages: Pages { size, page_size } };
-        let near = shield(|| Near::open(cache.as_deref(), options, wanted, limits))?;
-        if let Some(cache) = &cache {
-            cache.enroll(&counters);
-        }
-        let pages = near.pair().map_or(wanted.pages, |pair| pair.pages());
-        let trust = Trust { never: options.verify_always, clean: options.trust_clean, map: options.map };
-        if let (Near::Paged(pair), true) = (&near, options.map) {
-            shield(|| {
-                pair.map_mirror();
-                Ok(())
-            })?;
-        }
-        let shared = Shared { near, source, pages, limits, trust, counters, cache };
-        let file = File { shared: Arc::new(shared), position: AtomicU64::new(0), frozen: OnceLock::new() };
+        let shared = Opened::open(cache, source, options, wanted, limits, counters)?;
+        let file = File::over(Arc::new(shared));
         if options.frozen {
             file.freeze()?;
         }
         Ok(file)
     }
 
+    fn over(shared: Arc<Opened>) -> File {
+        File { shared, position: AtomicU64::new(0), frozen: OnceLock::new(), ahead: Ahead::new(), small: Small::new() }
+    }
+
+    /// Who fetches; `None` without a pair or a source.
+    pub(crate) fn fetcher(&self) -> Option<&Arc<Fetcher>> {
+        self.shared.fetcher.as_ref()
+    }
+
+    /// Bytes that one request asks for at most.
+    pub(crate) fn max_fetch(&self) -> u64 {
+        self.shared.limits.max_fetch
+    }
+
     /// The same file, at position 0, with a position of its own.
     pub fn dup(&self) -> File {
-        let file = File { shared: Arc::clone(&self.shared), position: AtomicU64::new(0), frozen: OnceLock::new() };
+        let file = File::over(Arc::clone(&self.shared));
         // What has no source stays frozen. A lock that cannot be had again is not needed: this handle still is.
         if self.shared.source.is_none() && file.freeze().is_err() {
             let _ = file.frozen.set(None);
@@ -168,19 +161,79 @@ impl File {
         if len == 0 {
             return Ok(0);
         }
-        self.shared.read(&mut buf[..len], offset, self.is_frozen())?;
+        self.shared.read(&mut buf[..len], offset, self.is_frozen(), &self.ahead)?;
         Ok(len)
     }
 
     /// Reads at the position and moves it, as `read`. Threads that share the handle get parts that follow each other.
     pub fn read(&self, buf: &mut [u8]) -> Result<usize> {
         let size = self.size();
+        if let Some(len) = self.read_small(buf) {
+            return Ok(len);
+        }
         let advance = |at: u64| Some(at + (buf.len() as u64).min(size.saturating_sub(at)));
         let (Ok(at) | Err(at)) = self.position.fetch_update(Ordering::AcqRel, Ordering::Acquire, advance);
         let moved = Moved { position: &self.position, from: at, to: at + (buf.len() as u64).min(size.saturating_sub(at)) };
         let read = self.read_at(buf, at)?;
         std::mem::forget(moved);
         Ok(read)
+    }
+
+    /// Small reads that follow each other, of what is present.
+    fn read_small(&self, buf: &mut [u8]) -> Option<usize> {
+        let fits = self.tell().checked_add(buf.len() as u64).is_some_and(|end| end <= self.size());
+        let pair = self.shared.near.pair().filter(|_| fits && !self.shared.trust.never)?;
+        let counters = self.shared.counters.here();
+        let served = self.small.read(&self.position, buf, |at, buffer| {
+            let len = buffer.len().min(usize::try_from(self.size() - at).unwrap_or(usize::MAX));
+            let copied = shield(|| Ok(pair.copy_out(at, &mut buffer[..len], self.shared.trust, counters))).unwrap_or(0);
+            if let Some(fetcher) = &self.shared.fetcher {
+                self.ahead.hit(fetcher, at + copied as u64);
+            }
+            copied
+        });
+        served.then(|| {
+            counters.hit(buf.len() as u64);
+            buf.len()
+        })
+    }
+
+    /// Reads several ranges, each as [`File::read_at`] does. What they miss is fetched together, many requests at once.
+    pub fn read_ranges(&self, ranges: &mut [RangeRead<'_>]) {
+        let mut rest = ranges;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let many = rest.iter().take_while(|range| {
+                let fits = bytes < TOGETHER;
+                let cut = self.part(range.offset, range.buf.len());
+                bytes +=
+                    if cut.is_empty() { 0 } else { self.shared.pages.bytes_of(self.shared.pages.touched(&cut)).end - cut.start };
+                fits
+            });
+            let (group, after) = rest.split_at_mut(many.count());
+            rest = after;
+            self.read_group(group);
+        }
+    }
+
+    fn read_group(&self, group: &mut [RangeRead<'_>]) {
+        let wanted: Vec<Range<u64>> =
+            group.iter().map(|range| self.part(range.offset, range.buf.len())).filter(|cut| !cut.is_empty()).collect();
+        let pieces = if self.is_frozen() { Vec::new() } else { self.shared.gather(&wanted).unwrap_or_default() };
+        for range in group {
+            let cut = self.part(range.offset, range.buf.len());
+            let len = (cut.end - cut.start) as usize;
+            range.result = match len {
+                0 => Ok(0),
+                _ => self.shared.read_given(&mut range.buf[..len], cut.start, self.is_frozen(), &pieces, &self.ahead).map(|()| len),
+            };
+        }
+    }
+
+    /// What of a range lies in the file.
+    fn part(&self, offset: u64, len: usize) -> Range<u64> {
+        let start = offset.min(self.size());
+        start..start.saturating_add(len as u64).min(self.size())
     }
 
     /// Moves the position, also past the end, where reads give 0. Returns it.
@@ -217,6 +270,7 @@ impl File {
     pub fn discard(&self, range: Range<u64>) -> Result<()> {
         let failed = |error| Error::io("discard", error);
         let range = range.start..range.end.min(self.size());
+        self.small.clear();
         if range.is_empty() {
             return Ok(());
         }
@@ -228,45 +282,6 @@ impl File {
             Near::Exact(exact) => shield(|| exact.discard(range).map_err(failed)),
             Near::Nowhere => Ok(()),
         }
-    }
-
-    /// Reads what is absent of a range, without giving it to anyone. `progress` is told the bytes done and to do, and ends it with
-    /// `false`. Stops early where a limit keeps things out: then it fetches no more than it can keep.
-    pub fn prefetch(&self, range: Range<u64>, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
-        let range = range.start.min(self.size())..range.end.min(self.size());
-        let total = range.end.saturating_sub(range.start);
-        let mut scratch = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let (end, cached) = self.extent(at)?;
-            let end = end.min(range.end);
-            while !cached && at < end {
-                // Whole pages, one fetch at a time.
-                let window = self.shared.pages.page_of(at + self.shared.limits.max_fetch) * self.shared.pages.page_size;
-                let part = at..if window > at { window.min(end) } else { end.min(at + self.shared.limits.max_fetch) };
-                let room = as_much_room(&mut scratch, part.end - part.start);
-                if room == 0 {
-                    return Err(Error::NoMemory("a prefetch".into()));
-                }
-                let part = part.start..part.start + room;
-                self.read_at(&mut scratch, part.start)?;
-                let (kept_to, kept) = self.extent(part.start)?;
-                at = if kept { kept_to.min(part.end) } else { part.start };
-                if !progress(at - range.start, total) {
-                    return Err(Error::Cancelled);
-                }
-                if at < part.end {
-                    return Ok(());
-                }
-            }
-            if cached {
-                at = end;
-                if !progress(at - range.start, total) {
-                    return Err(Error::Cancelled);
-                }
-            }
-        }
-        Ok(())
     }
 
     /// From now on a miss of this handle is [`Error::Frozen`], the source is not touched, and nothing of what is there is given up by
@@ -368,218 +383,14 @@ impl File {
     }
 }
 
-impl Near {
-    fn open(cache: Option<&CacheShared>, options: &Options, wanted: Wanted<'_>, limits: Limits) -> Result<Near> {
-        let pair = match (&options.paths, cache) {
-            (Some((data, index)), _) => pair_at(data, index, wanted, options.frozen, limits.wait)?,
-            (None, Some(cache)) if options.exact => {
-                let (directory, size) = (Arc::clone(&cache.directory), wanted.pages.size);
-                let make = move || directory.unnamed_mirror(size);
-                return Ok(Near::Exact(Box::new(Exact::new(size, Box::new(make)))));
-            }
-            (None, Some(cache)) => cache.directory.pair(wanted, limits.wait),
-            (None, None) => None,
-        };
-        Ok(pair.map_or(Near::Nowhere, Near::Paged))
-    }
-
-    fn pair(&self) -> Option<&Arc<Pair>> {
-        match self {
-            Near::Paged(pair) => Some(pair),
-            _ => None,
-        }
+impl Drop for File {
+    fn drop(&mut self) {
+        self.ahead.end();
     }
 }
+
+/// Of a batch, so many bytes of pages are fetched together at once.
+const TOGETHER: u64 = 64 << 20;
 
 /// Rounds of comparing and locking before a pin becomes a copy.
 const PIN_TRIES: u32 = 3;
-
-impl Shared {
-    /// Fills `out`, which lies within the file. A hit goes through [`Pair::copy_out`] alone.
-    fn read(&self, out: &mut [u8], offset: u64, frozen: bool) -> Result<()> {
-        let counters = self.counters.here();
-        let len = out.len() as u64;
-        let done = match &self.near {
-            Near::Paged(pair) => {
-                let done = shield(|| Ok(pair.copy_out(offset, out, self.trust, counters)))?;
-                if done == out.len() {
-                    counters.hit(len);
-                    return Ok(());
-                }
-                done
-            }
-            _ => 0,
-        };
-        let source = match &self.source {
-            Some(source) if !frozen || matches!(self.near, Near::Exact(_)) => source,
-            _ => return Err(frozen_miss(offset + done as u64)),
-        };
-        if let Near::Exact(exact) = &self.near {
-            return self.read_exact(exact, source, out, offset, counters, frozen);
-        }
-        counters.one(Count::Misses);
-        counters.add(Count::BytesAsked, len);
-        source.check_not_inside()?;
-        let read = match &self.near {
-            Near::Paged(pair) => self.read_missing(pair, source, out, offset, done, counters),
-            _ => {
-                counters.one(Count::PassedThrough);
-                source.read(offset, out, self.pages.size, counters, &mut || {})
-            }
-        };
-        if read.is_ok() {
-            counters.add(Count::BytesServed, len);
-        }
-        if let Some(cache) = &self.cache {
-            cache.tell(&self.counters);
-        }
-        read
-    }
-
-    /// Drives a miss. Only the source's read is not shielded.
-    fn read_missing(
-        &self,
-        pair: &Pair,
-        source: &Pool,
-        out: &mut [u8],
-        offset: u64,
-        done: usize,
-        counters: &Counters,
-    ) -> Result<()> {
-        let mut miss = shield(|| Ok(Miss::new(pair, self.limits, self.trust, counters, offset, out, done)))?;
-        let mut next = None;
-        loop {
-            let step = match next.take() {
-                Some(step) => step,
-                None => shield(|| miss.step())?,
-            };
-            let Step::Ask { range, run } = step else { return Ok(()) };
-            let mut beat = || {
-                if let Some(run) = run {
-                    pair.index().beat(run);
-                }
-            };
-            let read = source.read(range.start, miss.buffer(), self.pages.size, counters, &mut beat);
-            next = shield(|| miss.accept(read))?;
-        }
-    }
-
-    /// Drives a read in exact mode, likewise.
-    fn read_exact(
-        &self,
-        exact: &Exact,
-        source: &Pool,
-        out: &mut [u8],
-        offset: u64,
-        counters: &Counters,
-        frozen: bool,
-    ) -> Result<()> {
-        let len = out.len() as u64;
-        let mut read = shield(|| Ok(ExactRead::new(exact, self.limits, counters, offset, out, source.is_inside())))?;
-        while let Step::Ask { range, .. } = shield(|| read.step())? {
-            if frozen {
-                return Err(frozen_miss(range.start));
-            }
-            let got = source.read(range.start, read.buffer(), self.pages.size, counters, &mut || {});
-            shield(|| read.accept(got))?;
-        }
-        if read.missed() {
-            counters.one(Count::Misses);
-            counters.add(Count::BytesAsked, len);
-            counters.add(Count::BytesServed, len);
-        } else {
-            counters.hit(len);
-        }
-        Ok(())
-    }
-}
-
-fn frozen_miss(offset: u64) -> Error {
-    Error::Frozen(format!("byte {offset} is not in the near copy, and the file is frozen"))
-}
-
-/// What is kept of an exact file: its pages of 4 KiB that are there as a whole.
-fn exact_keepsake<'a>(exact: &Exact, mirror: &'a Mirror, size: u64) -> io::Result<Keepsake<'a>> {
-    let pages = Pages { size, page_size: 4096 };
-    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
-    for range in exact.ranges() {
-        let Some(run) = pages.inside(&range) else { continue };
-        for page in run.first..=run.last {
-            let bytes = pages.bytes(page);
-            let page_bytes = &mut buffer[..(bytes.end - bytes.start) as usize];
-            mirror.read(page_bytes, bytes.start)?;
-            kept.push((page, crc32c(page_bytes)));
-        }
-    }
-    Ok(Keepsake { header: new_header(&[], &[], pages, [0; 16]), mirror: mirror.file()?, pages: kept })
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // The pair goes first, shielded; then the source, whose callbacks are not.
-        let (near, cache, counters) = (std::mem::replace(&mut self.near, Near::Nowhere), self.cache.take(), &self.counters);
-        let _ = shield(|| {
-            if let Some(cache) = &cache {
-                cache.tell(counters);
-            }
-            drop(near);
-            Ok(())
-        });
-    }
-}
-
-impl Pair {
-    /// The present pages, as they are to be kept. The caller has frozen the pair.
-    fn keepsake(&self) -> io::Result<Keepsake<'_>> {
-        let mut pages = Vec::new();
-        self.index().each_allocated(|page, word| {
-            if word.is_present() {
-                pages.push((page, word.crc()));
-            }
-        });
-        let header = Header { mirror: [0; 16], ..self.index().header().clone() };
-        Ok(Keepsake { header, mirror: self.mirror().file()?, pages })
-    }
-
-    /// Locks and maps a range of which every page stands; `None` where one does not, or cannot be locked.
-    fn pin(self: &Arc<Self>, range: &Range<u64>, trust: Trust) -> Option<Pin> {
-        if self.index().is_in_memory() {
-            return None; // a hole of a full tmpfs would raise SIGBUS, should a page go after all
-        }
-        let run = self.pages().touched(range);
-        let lock = lock::pin(self.index().file(), run).ok().flatten()?;
-        let stands = |page| {
-            self.index().load(page).is_ok_and(|word| word.is_present() && self.stands(word, Trust { never: false, ..trust }))
-        };
-        if !(run.first..=run.last).all(stands) {
-            return None;
-        }
-        let window = self.mirror().window(range.clone()).ok()?;
-        Some(Pin::mapped(window, (range.end - range.start) as usize, lock, Arc::clone(self)))
-    }
-
-    fn extent(&self, offset: u64) -> (u64, bool) {
-        let pages = self.pages();
-        let first = pages.page_of(offset);
-        let present = |page| self.index().load(page).is_ok_and(|word| word.is_present());
-        let cached = present(first);
-        let mut page = first + 1;
-        while page < pages.count() {
-            // A stretch without blocks is absent as a whole.
-            let here = match self.index().next_allocated(page) {
-                Some(stretch) if stretch.first == page => stretch,
-                _ if cached => break,
-                Some(stretch) => Run { first: stretch.first, last: stretch.last },
-                None => return (pages.size, false),
-            };
-            match (here.first..=here.last).find(|&page| present(page) != cached) {
-                Some(other) => {
-                    page = other;
-                    break;
-                }
-                None => page = here.last + 1,
-            }
-        }
-        (pages.bytes_of(Run { first, last: page.min(pages.count()) - 1 }).end, cached)
-    }
-}

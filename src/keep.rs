@@ -1,9 +1,13 @@
 //! Keeping what is there: a copy of a mirror's data with an index of its own beside it, which opens again by its two paths.
 
 use crate::error::{Error, Result};
+use crate::exact::Exact;
 use crate::fetch::as_much_room;
-use crate::format::Header;
+use crate::format::{Header, crc32c};
 use crate::index::{self, Index};
+use crate::mirror::Mirror;
+use crate::pair::{Pair, new_header};
+use crate::range::Pages;
 use crate::sys::file::{self, Open};
 use crate::sys::spare::Held;
 use std::ffi::{CString, OsString};
@@ -17,6 +21,36 @@ pub(crate) struct Keepsake<'a> {
     pub(crate) header: Header,
     pub(crate) mirror: Held<'a>,
     pub(crate) pages: Vec<(u64, u32)>,
+}
+
+impl Pair {
+    /// The present pages, as they are to be kept. The caller has frozen the pair.
+    pub(crate) fn keepsake(&self) -> io::Result<Keepsake<'_>> {
+        let mut pages = Vec::new();
+        self.index().each_allocated(|page, word| {
+            if word.is_present() {
+                pages.push((page, word.crc()));
+            }
+        });
+        let header = Header { mirror: [0; 16], ..self.index().header().clone() };
+        Ok(Keepsake { header, mirror: self.mirror().file()?, pages })
+    }
+}
+
+/// What is kept of an exact file: its pages of 4 KiB that are there as a whole.
+pub(crate) fn exact_keepsake<'a>(exact: &Exact, mirror: &'a Mirror, size: u64) -> io::Result<Keepsake<'a>> {
+    let pages = Pages { size, page_size: 4096 };
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    for range in exact.ranges() {
+        let Some(run) = pages.inside(&range) else { continue };
+        for page in run.first..=run.last {
+            let bytes = pages.bytes(page);
+            let page_bytes = &mut buffer[..(bytes.end - bytes.start) as usize];
+            mirror.read(page_bytes, bytes.start)?;
+            kept.push((page, crc32c(page_bytes)));
+        }
+    }
+    Ok(Keepsake { header: new_header(&[], &[], pages, [0; 16]), mirror: mirror.file()?, pages: kept })
 }
 
 /// `path.index`, where the index of a kept file is.

@@ -46,6 +46,11 @@ mod dropping;
 mod clock;
 mod store;
 mod fetch;
+mod fill;
+mod workers;
+mod fetcher;
+mod ahead;
+mod small;
 mod exact;
 mod pin;
 mod keep;
@@ -55,7 +60,9 @@ mod paths;
 mod directory;
 mod evict;
 mod cache;
+mod opened;
 mod file;
+mod prefetch;
 // floor 5: the C ABI
 pub mod ffi;
 // above the house
@@ -67,10 +74,10 @@ mod trials;
 
 pub use cache::{Cache, Entry};
 pub use error::{Error, Result, SourceError};
-pub use file::File;
+pub use file::{File, RangeRead};
 pub use format::{MAX_KEY, MAX_PAGE, MAX_PAGES, MAX_VERSION};
 pub use log::{Level, Sink, set_log};
-pub use options::{CacheOptions, DEFAULT_MAX_FETCH, DEFAULT_PAGE_SIZE, DEFAULT_WAIT, Options, WhenFull};
+pub use options::{CacheOptions, DEFAULT_MAX_FETCH, DEFAULT_PAGE_SIZE, DEFAULT_WAIT, DEFAULT_WORKERS, Options, WhenFull};
 pub use pin::Pin;
 pub use source::{Connection, DEFAULT_CONNECTIONS, Source};
 pub use stats::Stats;

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub const DEFAULT_PAGE_SIZE: u64 = 1 << 20;
 /// The most that one source read asks for, unless told otherwise: 8 MiB.
 pub const DEFAULT_MAX_FETCH: u64 = 8 << 20;
+/// Threads that fetch beside the one that reads, at most, unless told otherwise: they wait for the source most of the time.
+pub const DEFAULT_WORKERS: u32 = 16;
 /// The longest wait for another's fetch, counted from its last progress, unless told otherwise.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(10);
 
@@ -28,6 +30,9 @@ pub struct CacheOptions {
     pub min_free: u64,
     /// What this process does when a page does not fit any more.
     pub when_full: WhenFull,
+    /// Threads of this process that fetch beside the one that reads, at most; 0: [`DEFAULT_WORKERS`]. They are started when there is
+    /// something to do for them, and go when there has been nothing for two seconds.
+    pub workers: u32,
 }
 
 /// What is done when a page does not fit into a limit any more.
@@ -42,6 +47,9 @@ pub enum WhenFull {
     Flush,
 }
 
+/// More threads than this are a mistake.
+const MAX_WORKERS: u32 = 1024;
+
 /// A cache's choices, made whole.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -51,6 +59,7 @@ pub(crate) struct Limits {
     /// The most that one file may hold, bytes; 0: no such limit.
     pub(crate) file_limit: u64,
     pub(crate) when_full: WhenFull,
+    pub(crate) workers: u32,
 }
 
 impl CacheOptions {
@@ -65,6 +74,11 @@ impl CacheOptions {
             wait: if self.wait.is_zero() { DEFAULT_WAIT } else { self.wait },
             file_limit: 0,
             when_full: self.when_full,
+            workers: match self.workers {
+                0 => DEFAULT_WORKERS,
+                count if count <= MAX_WORKERS => count,
+                count => return Err(Error::Argument(format!("workers {count} is more than {MAX_WORKERS}"))),
+            },
         })
     }
 }
@@ -92,6 +106,8 @@ pub struct Options {
     pub size_limit: u64,
     /// Only the bytes asked for are read and kept, to the byte; private only.
     pub exact: bool,
+    /// Read nothing ahead, and start no threads: the source is called on the thread that reads.
+    pub readahead_off: bool,
     /// A miss is an error, and nothing of what is there is given up while the file is open.
     pub frozen: bool,
     /// Data and index at paths of the program's choice instead of a cache directory.

@@ -165,6 +165,32 @@ impl Pair {
         Ok(last.map(|last| Run { first: run.first, last }))
     }
 
+    /// Whether a page is present, and where that answer ends, bytes.
+    pub(crate) fn extent(&self, offset: u64) -> (u64, bool) {
+        let pages = self.pages();
+        let first = pages.page_of(offset);
+        let present = |page| self.index().load(page).is_ok_and(|word| word.is_present());
+        let cached = present(first);
+        let mut page = first + 1;
+        while page < pages.count() {
+            // A stretch without blocks is absent as a whole.
+            let here = match self.index().next_allocated(page) {
+                Some(stretch) if stretch.first == page => stretch,
+                _ if cached => break,
+                Some(stretch) => Run { first: stretch.first, last: stretch.last },
+                None => return (pages.size, false),
+            };
+            match (here.first..=here.last).find(|&page| present(page) != cached) {
+                Some(other) => {
+                    page = other;
+                    break;
+                }
+                None => page = here.last + 1,
+            }
+        }
+        (pages.bytes_of(Run { first, last: page.min(pages.count()) - 1 }).end, cached)
+    }
+
     /// Copies bytes from `from` on as far as their pages are present; returns how many. One system call, no lock, no allocation.
     pub(crate) fn copy_out(&self, from: u64, out: &mut [u8], trust: Trust, counters: &Counters) -> usize {
         let mut done = 0;

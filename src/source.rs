@@ -3,9 +3,10 @@
 
 use crate::error::{Error, Result, SourceError};
 use crate::stats::{Count, Counters};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
 use crate::sys::fork::{self, PerProcess};
 use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 /// A way to read a remote file.
 pub trait Source: Send + Sync {
@@ -15,6 +16,11 @@ pub trait Source: Send + Sync {
     /// How many connections may be open at once, at least 1.
     fn max_connections(&self) -> u32 {
         DEFAULT_CONNECTIONS
+    }
+
+    /// Whether it may be called on threads of the library beside the one that reads.
+    fn runs_on_workers(&self) -> bool {
+        true
     }
 
     /// Whether `connect` makes something that works in a forked child of the process that made the source.
@@ -49,6 +55,8 @@ pub(crate) struct Pool {
 struct Connections {
     state: Mutex<State>,
     freed: Condvar,
+    /// What a request costs beside its bytes, microseconds, a moving average, plus 1; 0: not known yet.
+    pace: AtomicU64,
 }
 
 #[derive(Default)]
@@ -140,7 +148,20 @@ impl Drop for Closing<'_> {
     }
 }
 
+/// What moving bytes takes by itself, bytes a microsecond: 2 GB/s.
+const BYTES_A_MICRO: u128 = 2000;
+/// A request that costs more than this beside its bytes is a slow one, microseconds: handing it to another thread costs tens.
+const SLOW: u64 = 300;
+
 impl Connections {
+    fn note_pace(&self, took: Duration, bytes: usize) {
+        let cost = took.as_micros().saturating_sub(bytes as u128 / BYTES_A_MICRO);
+        let cost = u64::try_from(cost).unwrap_or(u64::MAX / 4).min(u64::MAX / 4) + 1;
+        let before = self.pace.load(Ordering::Relaxed);
+        let average = if before == 0 { cost } else { (3 * before + cost) / 4 };
+        self.pace.store(average.max(1), Ordering::Relaxed);
+    }
+
     /// Changes the state so that one who waits for a connection may go on.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
@@ -223,6 +244,7 @@ impl Pool {
         let Some(connection) = lease.connection.as_mut() else {
             return Err(Error::Internal("a lease without a connection".into()));
         };
+        let start = Instant::now();
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
@@ -250,7 +272,20 @@ impl Pool {
             return Err(failed);
         }
         lease.ended_well = true;
+        lease.connections.note_pace(start.elapsed(), buf.len());
         Ok(())
+    }
+
+    /// How many connections workers may have here beside the reader's own; none in a child that cannot open one.
+    pub(crate) fn connections_beside(&self) -> u32 {
+        let usable = self.made_in == fork::generation() || self.source.connects_after_fork();
+        if usable && self.source.runs_on_workers() { self.source.max_connections().saturating_sub(1) } else { 0 }
+    }
+
+    /// Whether a request takes so long that it pays to have others beside it; `None` before the first.
+    pub(crate) fn is_slow(&self) -> Option<bool> {
+        let pace = self.connections.get().pace.load(Ordering::Relaxed);
+        (pace > 0).then_some(pace > SLOW)
     }
 
     /// Asks the source for the size of the remote file.

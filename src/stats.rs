@@ -2,6 +2,7 @@
 //! counters that a hit touches are spread over cache lines by thread.
 
 use crate::sync::{AtomicU64, Ordering, STRIPES, stripe_of_thread};
+use crate::sys::fork::PerProcess;
 
 /// Numbers of a file (of this process) or of a cache (of all processes since the directory was made).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -111,6 +112,22 @@ impl Counters {
             *new = new.wrapping_sub(told.swap(*new, Ordering::Relaxed));
         }
         news
+    }
+}
+
+/// The counters of one open file, each process its own.
+#[derive(Debug)]
+pub(crate) struct FileCounters {
+    counters: PerProcess<Counters>,
+}
+
+impl FileCounters {
+    pub(crate) fn new() -> FileCounters {
+        FileCounters { counters: PerProcess::new() }
+    }
+
+    pub(crate) fn here(&self) -> &Counters {
+        self.counters.get()
     }
 }
 

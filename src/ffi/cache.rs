@@ -45,7 +45,8 @@ pub struct nearfile_cache_options {
     /// The longest wait for another's fetch of a page, milliseconds from its last progress; then the read goes to the source itself.
     /// 0: 10,000.
     pub wait_ms: u32,
-    /// Threads for reading ahead. Not in this version: 0.
+    /// Threads of this process that fetch beside the one that reads, at most, up to 1,024; 0: 16. None is started before it has something
+    /// to do (reading ahead, several requests of one read or batch, a prefetch that is not waited for); idle ones end after two seconds.
     pub workers: u32,
 }
 
@@ -57,9 +58,6 @@ unsafe impl Sized_ for nearfile_cache_options {
 fn convert(options: &nearfile_cache_options) -> Result<CacheOptions> {
     if options.flags != 0 {
         return Err(Error::Argument(format!("nearfile_cache_options.flags {:#x} has bits that are none", options.flags)));
-    }
-    if options.workers != 0 {
-        return Err(Error::Unsupported("nearfile_cache_options.workers is not in this version: set it to 0".into()));
     }
     let when_full = match options.when_full {
         NEARFILE_FULL_EVICT => WhenFull::Evict,
@@ -78,6 +76,7 @@ fn convert(options: &nearfile_cache_options) -> Result<CacheOptions> {
         size_limit: options.size_limit,
         min_free: options.min_free,
         when_full,
+        workers: options.workers,
     })
 }
 

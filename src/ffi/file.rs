@@ -5,7 +5,7 @@ use super::cache::nearfile_cache;
 use super::source::{Callbacks, nearfile_source};
 use super::status::nearfile_stats;
 use crate::error::{Error, Result};
-use crate::file::File;
+use crate::file::{File, RangeRead};
 use crate::options::Options;
 use crate::source::Source;
 use crate::sync::{AtomicBool, Ordering};
@@ -34,6 +34,11 @@ pub const NEARFILE_FROZEN: u32 = 2;
 pub const NEARFILE_VERIFY_ALWAYS: u32 = 4;
 /// nearfile_options.flags: do not compare pages of a session that was opened after a clean close.
 pub const NEARFILE_TRUST_CLEAN: u32 = 8;
+/// nearfile_options.flags: read nothing ahead, and call the source on the thread that reads only.
+pub const NEARFILE_READAHEAD_OFF: u32 = 16;
+const KNOWN_FLAGS: u32 = NEARFILE_MAP | NEARFILE_FROZEN | NEARFILE_VERIFY_ALWAYS | NEARFILE_TRUST_CLEAN | NEARFILE_READAHEAD_OFF;
+/// nearfile_prefetch flags: return at once; the library's own threads fetch. What is not done when the file is closed is left.
+pub const NEARFILE_PREFETCH_NOWAIT: u32 = 1;
 /// From the start of the file, as SEEK_SET.
 pub const NEARFILE_SEEK_SET: i32 = 0;
 /// From the position, as SEEK_CUR.
@@ -66,7 +71,7 @@ pub struct nearfile_options {
     pub size_limit: u64,
     /// NEARFILE_PAGED, NEARFILE_EXACT.
     pub mode: u32,
-    /// NEARFILE_MAP, NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN.
+    /// NEARFILE_MAP, NEARFILE_FROZEN, NEARFILE_VERIFY_ALWAYS, NEARFILE_TRUST_CLEAN, NEARFILE_READAHEAD_OFF.
     pub flags: u32,
     /// With index_path: the mirror at a path of the program's choice, made if neither exists. Both or neither.
     pub data_path: *const c_char,
@@ -82,7 +87,7 @@ unsafe impl Sized_ for nearfile_options {
 /// # Safety
 /// The strings are null or terminated.
 unsafe fn convert(options: &nearfile_options) -> Result<Options> {
-    if options.flags & !(NEARFILE_MAP | NEARFILE_FROZEN | NEARFILE_VERIFY_ALWAYS | NEARFILE_TRUST_CLEAN) != 0 {
+    if options.flags & !KNOWN_FLAGS != 0 {
         return Err(Error::Argument(format!(
             "nearfile_options.flags {:#x} has bits that this version does not know",
             options.flags
@@ -110,6 +115,7 @@ unsafe fn convert(options: &nearfile_options) -> Result<Options> {
         map: options.flags & NEARFILE_MAP != 0,
         size_limit: options.size_limit,
         exact: options.mode == NEARFILE_EXACT,
+        readahead_off: options.flags & NEARFILE_READAHEAD_OFF != 0,
         frozen: options.flags & NEARFILE_FROZEN != 0,
         paths,
     })
@@ -304,7 +310,8 @@ pub struct nearfile_range {
     pub out_status: i32,
 }
 
-/// Reads count ranges, each as nearfile_pread does, and sets out_len and out_status of each; range_size is sizeof(nearfile_range).
+/// Reads count ranges, each as nearfile_pread does, and sets out_len and out_status of each; range_size is sizeof(nearfile_range). What
+/// they miss is fetched together: neighbours as one request, and as many requests at once as there are connections and workers.
 /// Returns 0, or the first status that is not 0; the others are read all the same. Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn nearfile_read_ranges(
@@ -327,12 +334,21 @@ pub unsafe extern "C-unwind" fn nearfile_read_ranges(
         Ok(file) => file,
         Err(error) => return status(Err(error)),
     };
-    let mut first = 0;
-    for at in 0..count {
-        // SAFETY: the caller has `count` structs of `range_size` bytes there, of which ours is the beginning.
-        let range = unsafe { &mut *ranges.cast::<u8>().add(at * range_size).cast::<nearfile_range>() };
+    // SAFETY: the caller has `count` structs of `range_size` bytes there, of which ours is the beginning.
+    let range_at = |at: usize| unsafe { &mut *ranges.cast::<u8>().add(at * range_size).cast::<nearfile_range>() };
+    let read = |at: usize| {
+        let range = range_at(at);
         // SAFETY: the caller's buffer.
-        let read = unsafe { buffer(range.buf, range.len) }.and_then(|buf| file.file.read_at(buf, range.offset));
+        match unsafe { buffer(range.buf, range.len) } {
+            Ok(buf) => RangeRead { offset: range.offset, buf, result: Ok(0) },
+            Err(error) => RangeRead { offset: 0, buf: &mut [], result: Err(error) },
+        }
+    };
+    let mut reads: Vec<RangeRead<'_>> = (0..count).map(read).collect();
+    file.file.read_ranges(&mut reads);
+    let mut first = 0;
+    for (at, read) in reads.into_iter().enumerate() {
+        let (range, read) = (range_at(at), read.result);
         range.out_len = *read.as_ref().unwrap_or(&0);
         range.out_status = match read {
             Ok(_) => 0,
@@ -351,9 +367,11 @@ pub unsafe extern "C-unwind" fn nearfile_read_ranges(
 pub type nearfile_progress_callback =
     Option<unsafe extern "C-unwind" fn(user_data: *mut c_void, done_bytes: u64, total_bytes: u64) -> i32>;
 
-/// Reads what is absent of len bytes from offset, so that later reads are hits, and returns when it is there; flags is 0. Stops early,
-/// with 0, where a limit keeps things out. progress may be NULL; it is called on this thread, and NEARFILE_ERROR_CANCELLED is returned
-/// when it ends it. Threads: any.
+/// Reads what is absent of len bytes from offset, so that later reads are hits, and returns when it is there. Stops early, with 0, where a
+/// limit keeps things out. progress may be NULL; it is called on this thread, and NEARFILE_ERROR_CANCELLED is returned when it ends it.
+///
+/// flags: 0, or NEARFILE_PREFETCH_NOWAIT: returns at once, and the library's own threads fetch; progress is not called, and errors are
+/// met by who reads. NEARFILE_ERROR_UNSUPPORTED where no thread of the library's may call the source. Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn nearfile_prefetch(
     file: Option<&nearfile_file>,
@@ -365,8 +383,11 @@ pub unsafe extern "C-unwind" fn nearfile_prefetch(
 ) -> i32 {
     let prefetch = || {
         let file = given(file, "file")?;
-        if flags != 0 {
+        if flags & !NEARFILE_PREFETCH_NOWAIT != 0 {
             return Err(Error::Argument(format!("flags {flags:#x} has bits that this version does not know")));
+        }
+        if flags & NEARFILE_PREFETCH_NOWAIT != 0 {
+            return file.file.prefetch_in_background(offset..offset.saturating_add(len));
         }
         file.file.prefetch(offset..offset.saturating_add(len), &mut |done, total| {
             // SAFETY: the program's callback, with what it was given.

@@ -14,9 +14,10 @@ pub const NEARFILE_SOURCE_FORK_SAFE: u32 = 1;
 
 /// A way to read a remote file: read_at, or read and seek; the rest may be NULL.
 ///
-/// Callbacks return 0, or a code of their own, which nearfile_error.source_code passes on. They may run on any thread that reads.
-/// They must not longjmp, fork, or read the same file through nearfile. A C++ exception passes through to the C++ caller of the
-/// read. *out_len holds a value that is refused before each call, so a callback that forgets it stores nothing.
+/// Callbacks return 0, or a code of their own, which nearfile_error.source_code passes on. They may run on any thread that reads and, where
+/// there is an open, max_connections is more than 1 or read_at is NEARFILE_SOURCE_FORK_SAFE, on threads of the library's own, unless the
+/// file was opened with NEARFILE_READAHEAD_OFF. They must not longjmp, fork, or read the same file through nearfile. A C++ exception
+/// passes through to the C++ caller of the read; on a thread of the library's own nobody catches it, and the process ends. *out_len holds a value that is refused before each call, so a callback that forgets it stores nothing.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct nearfile_source {
@@ -99,6 +100,11 @@ impl Source for Callbacks {
             (0, true, _) => DEFAULT_CONNECTIONS,
             (most, _, _) => most,
         }
+    }
+
+    fn runs_on_workers(&self) -> bool {
+        // user_data as the connection, and not a word of more than one or of no state: it may belong to the thread that reads.
+        self.table.open.is_some() || self.table.max_connections > 1 || self.table.flags & NEARFILE_SOURCE_FORK_SAFE != 0
     }
 
     fn connects_after_fork(&self) -> bool {

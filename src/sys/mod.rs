@@ -12,6 +12,7 @@ pub(crate) mod lock;
 pub(crate) mod map;
 mod signal;
 pub(crate) mod spare;
+pub(crate) mod thread;
 
 use std::io;
 

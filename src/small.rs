@@ -1,0 +1,114 @@
+//! Small reads that follow each other, served from a small buffer of the handle, as stdio does: the system is asked once for many of them.
+//! What is in the buffer was present and compared when it was copied, and a version does not change.
+
+use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sys::fork::PerProcess;
+
+/// What is copied at once, bytes.
+const LEN: usize = 16 << 10;
+/// Reads of more than this go their own way.
+const SMALL: usize = 2 << 10;
+
+#[derive(Debug)]
+pub(crate) struct Small {
+    state: PerProcess<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Where the buffer's bytes are in the file.
+    start: u64,
+    bytes: Vec<u8>,
+    /// Where the last small read ended, plus 1.
+    expected: u64,
+}
+
+impl Small {
+    pub(crate) const fn new() -> Small {
+        Small { state: PerProcess::new() }
+    }
+
+    /// Reads at the position and moves it, if the buffer has it all, or `fill`, which copies what is present and returns how much that is,
+    /// brings it. The read lies within the file.
+    pub(crate) fn read(&self, position: &AtomicU64, out: &mut [u8], fill: impl FnOnce(u64, &mut [u8]) -> usize) -> bool {
+        if out.len() > SMALL || out.is_empty() {
+            return false;
+        }
+        let mut state = self.state.get().lock();
+        let at = position.load(Ordering::Acquire);
+        let end = at + out.len() as u64;
+        if !state.has(at, end) {
+            let follows = state.expected == at + 1;
+            state.expected = end + 1;
+            if !follows || !state.fill(at, end, fill) {
+                return false;
+            }
+        }
+        // Another thread may have moved it: then this read is not served here.
+        if position.compare_exchange(at, end, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        let from = (at - state.start) as usize;
+        out.copy_from_slice(&state.bytes[from..from + out.len()]);
+        state.expected = end + 1;
+        true
+    }
+
+    /// Forgets what it has.
+    pub(crate) fn clear(&self) {
+        if let Some(state) = self.state.peek() {
+            state.lock().bytes.clear();
+        }
+    }
+}
+
+impl State {
+    fn has(&self, at: u64, end: u64) -> bool {
+        at >= self.start && end <= self.start + self.bytes.len() as u64
+    }
+
+    fn fill(&mut self, at: u64, end: u64, fill: impl FnOnce(u64, &mut [u8]) -> usize) -> bool {
+        self.bytes.clear();
+        if self.bytes.try_reserve_exact(LEN).is_err() {
+            return false;
+        }
+        self.bytes.resize(LEN, 0);
+        self.start = at;
+        let len = fill(at, &mut self.bytes);
+        self.bytes.truncate(len);
+        self.has(at, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_that_follow_each_other_are_filled_once() {
+        let (small, position) = (Small::new(), AtomicU64::new(0));
+        let mut fills = 0;
+        let mut served = 0;
+        for _ in 0..200 {
+            let mut out = [0; 100];
+            let before = position.load(Ordering::Relaxed);
+            let here = small.read(&position, &mut out, |at, buffer| {
+                fills += 1;
+                for (n, byte) in buffer.iter_mut().enumerate() {
+                    *byte = (at as usize + n) as u8;
+                }
+                buffer.len()
+            });
+            if here {
+                served += 1;
+                assert!(out.iter().enumerate().all(|(n, &byte)| byte == (before as usize + n) as u8));
+            } else {
+                position.store(before + 100, Ordering::Relaxed);
+            }
+        }
+        assert_eq!((served, fills), (199, 2));
+        position.store(7, Ordering::Relaxed);
+        assert!(!small.read(&position, &mut [0; 10], |_, _| panic!("a jump is not filled for")));
+        assert!(!small.read(&position, &mut [0; SMALL + 1], |_, _| panic!("a large one neither")));
+    }
+}
