@@ -114,7 +114,8 @@ _Static_assert(NEARFILE_SOURCE_FORK_SAFE == 1, "");
 _Static_assert(NEARFILE_SIZE_UNKNOWN == 0xFFFFFFFFFFFFFFFFu, "");
 _Static_assert(NEARFILE_FULL_EVICT == 0 && NEARFILE_FULL_STOP == 1 && NEARFILE_FULL_FLUSH == 2, "");
 _Static_assert(NEARFILE_PAGED == 0 && NEARFILE_EXACT == 1, "");
-_Static_assert(NEARFILE_MAP == 1 && NEARFILE_FROZEN == 2 && NEARFILE_VERIFY_ALWAYS == 4 && NEARFILE_TRUST_CLEAN == 8, "");
+_Static_assert(NEARFILE_MAP == 1 && NEARFILE_FROZEN == 2 && NEARFILE_VERIFY_ALWAYS == 4 && NEARFILE_TRUST_CLEAN == 8 && NEARFILE_READAHEAD_OFF == 16, "");
+_Static_assert(NEARFILE_PREFETCH_NOWAIT == 1, "");
 _Static_assert(NEARFILE_SEEK_SET == SEEK_SET && NEARFILE_SEEK_CUR == SEEK_CUR && NEARFILE_SEEK_END == SEEK_END, "");
 _Static_assert(NEARFILE_SEEK_SET == 0 && NEARFILE_SEEK_CUR == 1 && NEARFILE_SEEK_END == 2, "");
 
@@ -209,7 +210,7 @@ static void an_older_program_works(void) {
   char path[NF_PATH];
   far_file *far = far_new(SIZE, VERSION, 4096);
   nearfile_cache *cache = NULL;
-  nearfile_cache_options cache_options = {.struct_size = sizeof cache_options, .page_size = 512, .workers = 99};
+  nearfile_cache_options cache_options = {.struct_size = sizeof cache_options, .page_size = 512, .workers = 9999};
   CHECK_EQ(nearfile_cache_open(nf_path(path, "cache"), cut(&cache_options, offsetof(nearfile_cache_options, max_fetch_bytes)), &cache), 0);
   MUST(cache != NULL);  // `workers` is refused, but was not there yet
   nearfile_source source = far_source(far, FAR_AT_OPEN);

@@ -136,7 +136,7 @@ static void null_handles_and_pointers(void) {
   }
   CHECK_EQ(nearfile_read_ranges(file, NULL, 0, sizeof range), 0);
   EXPECT_ARGUMENT(nearfile_prefetch(NULL, 0, 1, 0, NULL, NULL));
-  for (uint32_t bit = 1; bit != 0; bit <<= 1) EXPECT_ARGUMENT(nearfile_prefetch(file, 0, 1, bit, NULL, NULL));
+  for (uint32_t bit = 2; bit != 0; bit <<= 1) EXPECT_ARGUMENT(nearfile_prefetch(file, 0, 1, bit, NULL, NULL));
   CHECK_EQ(nearfile_prefetch(file, UINT64_MAX, UINT64_MAX, 0, NULL, NULL), 0);
   EXPECT_ARGUMENT(nearfile_freeze(NULL));
   EXPECT_ARGUMENT(nearfile_preserve(NULL, nf_path(path, "copy")));
@@ -261,7 +261,10 @@ static void options_of_a_file(void) {
   EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .mode = 2);
   EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .mode = UINT32_MAX);
   for (uint32_t bit = 1; bit != 0; bit <<= 1) {
-    if (bit == NEARFILE_MAP || bit == NEARFILE_FROZEN || bit == NEARFILE_VERIFY_ALWAYS || bit == NEARFILE_TRUST_CLEAN) continue;
+    if (bit == NEARFILE_MAP || bit == NEARFILE_FROZEN || bit == NEARFILE_VERIFY_ALWAYS || bit == NEARFILE_TRUST_CLEAN ||
+        bit == NEARFILE_READAHEAD_OFF) {
+      continue;
+    }
     EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .flags = bit);
     EXPECT_OPEN(NEARFILE_ERROR_ARGUMENT, .size = SIZE, .flags = bit | NEARFILE_TRUST_CLEAN);
   }
@@ -338,7 +341,8 @@ static void options_of_a_cache(void) {
   for (uint32_t bit = 1; bit != 0; bit <<= 1) EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .flags = bit);
   EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .when_full = 3);
   EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .when_full = UINT32_MAX);
-  EXPECT_CACHE(NEARFILE_ERROR_UNSUPPORTED, .workers = 1);
+  EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .workers = 1025);
+  EXPECT_CACHE(NEARFILE_ERROR_ARGUMENT, .workers = UINT32_MAX);
   struct stat unmade;
   CHECK(stat(path, &unmade) != 0);
 

@@ -664,7 +664,7 @@ static void prefetch(void) {
   CHECK_EQ(nearfile_prefetch(file, UINT64_MAX, UINT64_MAX, 0, NULL, NULL), 0);
   CHECK_EQ(nearfile_prefetch(file, 0, 0, 0, NULL, NULL), 0);
   CHECK_EQ(far->reads, 0);
-  CHECK_EQ(nearfile_prefetch(file, 0, 10, 1, NULL, NULL), NEARFILE_ERROR_ARGUMENT);
+  CHECK_EQ(nearfile_prefetch(file, 0, 10, 2, NULL, NULL), NEARFILE_ERROR_ARGUMENT);
   CHECK_EQ(nearfile_prefetch(NULL, 0, 10, 0, NULL, NULL), NEARFILE_ERROR_ARGUMENT);
   CHECK_ALL(file, VERSION);
   nearfile_close(file);

@@ -41,7 +41,7 @@ pub struct RangeRead<'a> {
     pub offset: u64,
     /// Where to put it.
     pub buf: &'a mut [u8],
-    /// What came of it, as of [`File::read_at`].
+    /// What came of it, as of [`File::read_at`]; one that is an error already is not read.
     pub result: Result<usize>,
 }
 
@@ -184,14 +184,18 @@ impl File {
         let fits = self.tell().checked_add(buf.len() as u64).is_some_and(|end| end <= self.size());
         let pair = self.shared.near.pair().filter(|_| fits && !self.shared.trust.never)?;
         let counters = self.shared.counters.here();
-        let served = self.small.read(&self.position, buf, |at, buffer| {
-            let len = buffer.len().min(usize::try_from(self.size() - at).unwrap_or(usize::MAX));
+        let pages = self.shared.pages;
+        let word = |at: u64| pair.index().load(pages.page_of(at)).ok().filter(|word| word.is_present()).map(|word| word.0);
+        // Within a page, so that one word speaks for all of it.
+        let fill = |at: u64, buffer: &mut [u8]| {
+            let len = buffer.len().min((pages.bytes(pages.page_of(at)).end - at) as usize);
             let copied = shield(|| Ok(pair.copy_out(at, &mut buffer[..len], self.shared.trust, counters))).unwrap_or(0);
             if let Some(fetcher) = &self.shared.fetcher {
                 self.ahead.hit(fetcher, at + copied as u64);
             }
             copied
-        });
+        };
+        let served = self.small.read(&self.position, buf, word, fill);
         served.then(|| {
             counters.hit(buf.len() as u64);
             buf.len()
@@ -220,7 +224,7 @@ impl File {
         let wanted: Vec<Range<u64>> =
             group.iter().map(|range| self.part(range.offset, range.buf.len())).filter(|cut| !cut.is_empty()).collect();
         let pieces = if self.is_frozen() { Vec::new() } else { self.shared.gather(&wanted).unwrap_or_default() };
-        for range in group {
+        for range in group.iter_mut().filter(|range| range.result.is_ok()) {
             let cut = self.part(range.offset, range.buf.len());
             let len = (cut.end - cut.start) as usize;
             range.result = match len {
@@ -270,7 +274,6 @@ impl File {
     pub fn discard(&self, range: Range<u64>) -> Result<()> {
         let failed = |error| Error::io("discard", error);
         let range = range.start..range.end.min(self.size());
-        self.small.clear();
         if range.is_empty() {
             return Ok(());
         }

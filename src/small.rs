@@ -1,5 +1,5 @@
 //! Small reads that follow each other, served from a small buffer of the handle, as stdio does: the system is asked once for many of them.
-//! What is in the buffer was present and compared when it was copied, and a version does not change.
+//! It serves as long as the page's word is the one that it had when the bytes were copied.
 
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::sys::fork::PerProcess;
@@ -19,6 +19,8 @@ struct State {
     /// Where the buffer's bytes are in the file.
     start: u64,
     bytes: Vec<u8>,
+    /// The word of their page.
+    word: u64,
     /// Where the last small read ended, plus 1.
     expected: u64,
 }
@@ -28,19 +30,26 @@ impl Small {
         Small { state: PerProcess::new() }
     }
 
-    /// Reads at the position and moves it, if the buffer has it all, or `fill`, which copies what is present and returns how much that is,
-    /// brings it. The read lies within the file.
-    pub(crate) fn read(&self, position: &AtomicU64, out: &mut [u8], fill: impl FnOnce(u64, &mut [u8]) -> usize) -> bool {
+    /// Reads at the position and moves it, if the buffer has it all, or `fill`, which copies what is present of one page and returns how
+    /// much that is, brings it. `word` is the word of the page that holds an offset, if that is present. The read lies within the file.
+    #[inline]
+    pub(crate) fn read(
+        &self,
+        position: &AtomicU64,
+        out: &mut [u8],
+        word: impl Fn(u64) -> Option<u64>,
+        fill: impl FnOnce(u64, &mut [u8]) -> usize,
+    ) -> bool {
         if out.len() > SMALL || out.is_empty() {
             return false;
         }
         let mut state = self.state.get().lock();
         let at = position.load(Ordering::Acquire);
         let end = at + out.len() as u64;
-        if !state.has(at, end) {
+        if !(state.has(at, end) && word(state.start) == Some(state.word)) {
             let follows = state.expected == at + 1;
             state.expected = end + 1;
-            if !follows || !state.fill(at, end, fill) {
+            if !follows || !state.fill(at, end, word, fill) {
                 return false;
             }
         }
@@ -53,13 +62,6 @@ impl Small {
         state.expected = end + 1;
         true
     }
-
-    /// Forgets what it has.
-    pub(crate) fn clear(&self) {
-        if let Some(state) = self.state.peek() {
-            state.lock().bytes.clear();
-        }
-    }
 }
 
 impl State {
@@ -67,7 +69,7 @@ impl State {
         at >= self.start && end <= self.start + self.bytes.len() as u64
     }
 
-    fn fill(&mut self, at: u64, end: u64, fill: impl FnOnce(u64, &mut [u8]) -> usize) -> bool {
+    fn fill(&mut self, at: u64, end: u64, word: impl Fn(u64) -> Option<u64>, fill: impl FnOnce(u64, &mut [u8]) -> usize) -> bool {
         self.bytes.clear();
         if self.bytes.try_reserve_exact(LEN).is_err() {
             return false;
@@ -76,6 +78,10 @@ impl State {
         self.start = at;
         let len = fill(at, &mut self.bytes);
         self.bytes.truncate(len);
+        match word(at) {
+            Some(word) => self.word = word,
+            None => self.bytes.clear(),
+        }
         self.has(at, end)
     }
 }
@@ -92,7 +98,8 @@ mod tests {
         for _ in 0..200 {
             let mut out = [0; 100];
             let before = position.load(Ordering::Relaxed);
-            let here = small.read(&position, &mut out, |at, buffer| {
+            let word = |_| Some(if before < 15_000 { 1 } else { 2 }); // the page goes and comes back once
+            let here = small.read(&position, &mut out, word, |at, buffer| {
                 fills += 1;
                 for (n, byte) in buffer.iter_mut().enumerate() {
                     *byte = (at as usize + n) as u8;
@@ -106,9 +113,9 @@ mod tests {
                 position.store(before + 100, Ordering::Relaxed);
             }
         }
-        assert_eq!((served, fills), (199, 2));
+        assert_eq!((served, fills), (199, 3));
         position.store(7, Ordering::Relaxed);
-        assert!(!small.read(&position, &mut [0; 10], |_, _| panic!("a jump is not filled for")));
-        assert!(!small.read(&position, &mut [0; SMALL + 1], |_, _| panic!("a large one neither")));
+        assert!(!small.read(&position, &mut [0; 10], |_| None, |_, _| panic!("a jump is not filled for")));
+        assert!(!small.read(&position, &mut [0; SMALL + 1], |_| None, |_, _| panic!("a large one neither")));
     }
 }
