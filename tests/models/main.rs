@@ -33,7 +33,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Runs a model in every order; returns in how many.
+/// Runs a model in every order; returns in how many. The parts go in threads that the model spawns: loom does not move what its main
+/// thread does first after a spawn.
 fn explore(model: impl Fn() + Send + Sync + 'static) -> u64 {
     let orders = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&orders);
