@@ -117,7 +117,23 @@ static void wait_for_a_death(int fd, const struct flock *lock, bool locked) {
   NF_UNTIL(atomic_load(&scene->dead), 10000);
 }
 
-// The pages of a session that a power cut ended say verified, and are zeros. An opener takes the session's lock and is killed
+// A session whose every page says verified, and which a power cut ended: they are zeros.
+static void cut_a_session(const char *name, far_file *far) {
+  pid_t child = nf_fork(20);
+  if (child == 0) {
+    nearfile_cache *cache = nf_cache(name, PAGE, 0, 0);
+    nearfile_file *file = nf_open_far(cache, far, FAR_AT, "key");
+    CHECK_ALL(file, VERSION);
+    CHECK_ALL(file, VERSION);
+    CHECK_EQ(nf_stats(file).pages_verified, PAGES);
+    int fd = open(nearfile_data_path(file), O_RDWR | O_CLOEXEC);  // what the cut took away
+    MUST(fd >= 0 && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SIZE) == 0);
+    nf_child_ends();  // and never closes
+  }
+  CHECK_CHILD(child);
+}
+
+// After a session that a power cut ended, an opener takes the session's lock and is killed
 // before it has begun one; whoever comes after, and saw that lock, must not take the cut session for a living one.
 static void a_dead_session_is_not_joined(void) {
   for (int openers = 1; openers <= 2; openers++) {
@@ -125,18 +141,7 @@ static void a_dead_session_is_not_joined(void) {
     snprintf(name, sizeof name, "cache%d", openers);
     scene = nf_shared(sizeof *scene);
     far_file *far = far_new(SIZE, VERSION, PAGE);
-    pid_t child = nf_fork(20);
-    if (child == 0) {  // verified, and never closed
-      nearfile_cache *cache = nf_cache(name, PAGE, 0, 0);
-      nearfile_file *file = nf_open_far(cache, far, FAR_AT, "key");
-      CHECK_ALL(file, VERSION);
-      CHECK_ALL(file, VERSION);
-      CHECK_EQ(nf_stats(file).pages_verified, PAGES);
-      int fd = open(nearfile_data_path(file), O_RDWR | O_CLOEXEC);  // what the cut took away
-      MUST(fd >= 0 && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SIZE) == 0);
-      nf_child_ends();
-    }
-    CHECK_CHILD(child);
+    cut_a_session(name, far);
 
     pid_t victim = nf_fork(20);
     if (victim == 0) {
@@ -173,8 +178,77 @@ static void a_dead_session_is_not_joined(void) {
   }
 }
 
+// ---- children of openers and closers that die ----------------------------------------------------------------------------------
+
+static struct heir {
+  atomic_int pid, calls;
+} *heir;
+static int dies_after;
+
+// Forks a child that lives on, and dies right after a lock was had.
+static void fork_and_die(int fd, const struct flock *lock, bool locked) {
+  (void)fd, (void)lock;
+  if (!locked || atomic_fetch_add(&heir->calls, 1) != dies_after) return;
+  pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    for (;;) pause();
+  }
+  atomic_store(&heir->pid, child);
+  kill(getpid(), SIGKILL);
+}
+
+static void open_read_all_close(const char *name, far_file *far) {
+  nearfile_cache *cache = nf_cache(name, PAGE, 0, 0);
+  nearfile_file *file = nf_open_far(cache, far, FAR_AT, "key");
+  CHECK(strncmp(nearfile_data_path(file), "/proc", 5) != 0);
+  CHECK_ALL(file, VERSION);
+  CHECK_EQ(nearfile_discard(file, 0, 3 * PAGE), 0);
+  CHECK_ALL(file, VERSION);
+  CHECK_EQ(nf_stats(file).passed_through, 0);
+  nearfile_close(file);
+  nearfile_cache_close(cache);
+}
+
+// At whatever lock an opener, dropper or closer is killed: a child that it had forked there keeps nobody else out, nor a cut session
+// alive.
+static void children_of_the_dead_keep_nobody_out(void) {
+  heir = nf_shared(sizeof *heir);
+  far_file *far = far_new(SIZE, VERSION, PAGE);
+  bool died = true;
+  for (dies_after = 0; died; dies_after++) {
+    atomic_store(&heir->pid, 0);
+    atomic_store(&heir->calls, 0);
+    char name[20];
+    snprintf(name, sizeof name, "cache%d", dies_after);
+    cut_a_session(name, far);
+    pid_t victim = nf_fork(20);
+    if (victim == 0) {
+      nf_after_lock = fork_and_die;
+      open_read_all_close(name, far);
+      nf_child_ends();
+    }
+    int status = 0;
+    MUST(waitpid(victim, &status, 0) == victim);
+    died = WIFSIGNALED(status);
+    CHECK(died || status == 0);
+    pid_t other = nf_fork(20);
+    if (other == 0) {
+      int64_t began = nf_now_ms();
+      open_read_all_close(name, far);
+      CHECK(nf_now_ms() - began < 5000);
+      nf_child_ends();
+    }
+    CHECK_CHILD(other);
+    if (died) kill(heir->pid, SIGKILL);
+  }
+  CHECK(dies_after > 5);
+  munmap(heir, sizeof *heir);
+  far_free(far);
+}
+
 int main(int argc, char **argv) {
   static const struct nf_case cases[] = {NF_CASE(openers_meet_closers), NF_CASE(hits_only), NF_CASE(openers_and_closers_are_killed),
-                                         NF_CASE(a_dead_session_is_not_joined)};
+                                         NF_CASE(a_dead_session_is_not_joined), NF_CASE(children_of_the_dead_keep_nobody_out)};
   return nf_run(argc, argv, cases, sizeof cases / sizeof *cases);
 }

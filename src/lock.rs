@@ -170,20 +170,12 @@ impl Description for BorrowedFd<'_> {
         Ok(held.then_some(description))
     }
 
-    fn is_shared(&self, byte: u64) -> io::Result<bool> {
-        Ok(holder(*self, byte, 1)?.is_some_and(|holder| holder.kind == Kind::Shared))
+    fn is_held(&self, byte: u64) -> io::Result<bool> {
+        Ok(holder(*self, byte, 1)?.is_some())
     }
 
     fn try_shared(&self, byte: u64) -> io::Result<bool> {
         try_lock(*self, Kind::Shared, byte, 1)
-    }
-
-    fn try_alone(&self, byte: u64) -> io::Result<bool> {
-        try_lock(*self, Kind::Exclusive, byte, 1)
-    }
-
-    fn unlock(&self, byte: u64) -> io::Result<()> {
-        unlock(*self, byte, 1)
     }
 }
 

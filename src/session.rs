@@ -2,12 +2,14 @@
 //! it counts. It stands on a trait of locks and on atomics, so that a model checker runs these very lines (`tests/models`).
 //!
 //! Members hold one byte shared; whoever comes in, or looks whether it was the last to go, does so inside the gate, the other byte,
-//! alone, and does what the first opener and the last closer must before it lets go of the gate. (Without it, an opener whose exclusive
-//! try failed could join a session that ended before its shared try.)
+//! alone, and does what the first opener and the last closer must before it lets go of the gate. (Without it, one who saw others in a
+//! session could join it after it ended.) The members' byte is looked at and never locked alone, and the first opener becomes a member
+//! only when the session has begun: a child that is forked at any moment, and outlives its parent, keeps neither others out nor a
+//! session alive that nobody has begun.
 
 use crate::sync::{AtomicU64, Ordering};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// An open file description, as far as a session locks bytes of its file on it. Its locks go when it is closed.
 pub(crate) trait Description {
@@ -16,13 +18,10 @@ pub(crate) trait Description {
 
     /// Locks a byte alone, for a time: `None` when that is over.
     fn lock_apart(&self, byte: u64, wait: Duration) -> io::Result<Option<Self::Lock>>;
-    /// Whether others share the lock of a byte.
-    fn is_shared(&self, byte: u64) -> io::Result<bool>;
-    /// Locks a byte here, or changes how it is locked; false where another holds it alone.
+    /// Whether others hold the lock of a byte.
+    fn is_held(&self, byte: u64) -> io::Result<bool>;
+    /// Locks a byte here; false where another holds it alone.
     fn try_shared(&self, byte: u64) -> io::Result<bool>;
-    /// The same; false, and as it was, where others hold it.
-    fn try_alone(&self, byte: u64) -> io::Result<bool>;
-    fn unlock(&self, byte: u64) -> io::Result<()>;
 }
 
 /// How a process came into a session.
@@ -49,44 +48,26 @@ pub(crate) struct Gate<L> {
 }
 
 impl<L> Gate<L> {
-    /// The session has begun: lets others into it. Until then the first opener holds the members' byte alone: should it die, or die and
-    /// leave its description to a forked child, nobody joins a session that was never begun.
+    /// The session has begun: becomes a member, on a fresh description, until that is closed: never unlocked, as a forked child may hold
+    /// it, too. Then lets others in.
     pub(crate) fn open<D: Description>(self, file: D) -> io::Result<()> {
-        if file.try_shared(self.members)? { Ok(()) } else { Err(io::Error::other("a lock that was held is not")) }
+        if file.try_shared(self.members)? { Ok(()) } else { Err(io::Error::other("its lock is held by another program")) }
     }
 }
 
 impl Session {
-    /// Comes into the session on a fresh description of the file, which is a member until it is closed: never unlocked, as a forked
-    /// child may hold it, too. What has to be done first is done before the gate is opened. `None` when the time is over.
+    /// Comes to the session through its gate. What has to be done first is done before the gate is opened. `None` when the time is
+    /// over.
     pub(crate) fn enter<D: Description>(self, file: D, wait: Duration) -> io::Result<Option<(Entry, Gate<D::Lock>)>> {
         let Some(gate) = self.gate(&file, wait)? else { return Ok(None) };
-        let deadline = Instant::now() + wait;
-        loop {
-            if file.try_alone(self.members)? {
-                return Ok(Some((Entry::First, gate)));
-            }
-            // Who shares it came in the same way, so the session has begun, and it does not end before the gate is open. Who has it
-            // alone died before the session began, and let go of the gate first.
-            if file.is_shared(self.members)? && file.try_shared(self.members)? {
-                return Ok(Some((Entry::Joined, gate)));
-            }
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        let entry = if file.is_held(self.members)? { Entry::Joined } else { Entry::First };
+        Ok(Some((entry, gate)))
     }
 
     /// Whether nobody is in the session any more, seen from a fresh description; then nobody comes in while the gate lives.
     pub(crate) fn is_deserted<D: Description>(self, fresh: D, wait: Duration) -> io::Result<Option<Gate<D::Lock>>> {
         let Some(gate) = self.gate(&fresh, wait)? else { return Ok(None) };
-        if !fresh.try_alone(self.members)? {
-            return Ok(None);
-        }
-        // Only a test: the gate is what keeps others out.
-        fresh.unlock(self.members)?;
-        Ok(Some(gate))
+        Ok((!fresh.is_held(self.members)?).then_some(gate))
     }
 
     fn gate<D: Description>(self, file: &D, wait: Duration) -> io::Result<Option<Gate<D::Lock>>> {

@@ -198,7 +198,7 @@ static void drain(bool alone) {
   nf_child_ends();
 }
 
-enum { AT_USED = 72, AT_WORDS = 12288, BLOCK = 4096 };  // of `control` and of an index, as src/format.rs draws it
+enum { AT_USED = 72, AT_DROPPING = 208, AT_WORDS = 12288, BLOCK = 4096 };  // of `control` and of an index, as src/format.rs draws it
 
 static uint64_t used_bytes(void) {
   char path[NF_PATH];
@@ -219,11 +219,13 @@ static uint64_t data_bytes(int fd) {
   return sum;
 }
 
-// What the words of an index call not absent: what is there, and what a dead fetcher had taken and the next one inherits.
+// What the words of an index call not absent: what is there, and what a dead fetcher had taken and the next one inherits; and what a
+// dead dropper had noted, which the next one punches.
 static uint64_t counted_bytes(int fd) {
-  uint64_t words[PAGES], sum = 0;
-  MUST(pread(fd, words, sizeof words, AT_WORDS) == sizeof words);
-  for (int i = 0; i < PAGES; i++) sum += (words[i] & 3) != 0 ? BLOCK : 0;
+  uint64_t words[PAGES], left, sum = 0;
+  MUST(pread(fd, words, sizeof words, AT_WORDS) == sizeof words && pread(fd, &left, sizeof left, AT_DROPPING) == sizeof left);
+  uint64_t first = left >> 24, count = left & 0xffffff;
+  for (uint64_t i = 0; i < PAGES; i++) sum += (words[i] & 3) != 0 || (i >= first && i < first + count) ? BLOCK : 0;
   return sum;
 }
 

@@ -14,11 +14,10 @@ use std::sync::atomic::{AtomicBool as GhostFlag, AtomicU32 as Ghost, Ordering::R
 use std::time::Duration;
 
 const SESSION: Session = Session { gate: 1, members: 2 };
-const ALONE: u32 = u32::MAX;
 
 struct File {
     word: AtomicU64,
-    /// Who locks the members' byte: so many share it, or one is alone.
+    /// How many share the members' byte.
     members: AtomicU32,
     gate: Mutex<()>,
     has_gate: bool,
@@ -32,16 +31,9 @@ struct File {
 /// One description of the file, with what is locked on it, and for whom the gate was locked.
 struct Open<'a> {
     file: &'a File,
-    hold: Cell<Hold>,
+    is_member: Cell<bool>,
     gate: RefCell<Option<MutexGuard<'a, ()>>>,
     inside: Cell<bool>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Hold {
-    Nothing,
-    Shared,
-    Alone,
 }
 
 impl File {
@@ -62,21 +54,15 @@ impl File {
     }
 
     fn open(&self) -> Open<'_> {
-        Open { file: self, hold: Cell::new(Hold::Nothing), gate: RefCell::new(None), inside: Cell::new(false) }
+        Open { file: self, is_member: Cell::new(false), gate: RefCell::new(None), inside: Cell::new(false) }
     }
 }
 
 impl Open<'_> {
-    fn swap(&self, from: u32, to: u32) -> bool {
-        self.file.members.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
     /// What the kernel does at a close or a death.
     fn release(&self) {
-        match self.hold.replace(Hold::Nothing) {
-            Hold::Nothing => {}
-            Hold::Shared => _ = self.file.members.fetch_sub(1, Ordering::AcqRel),
-            Hold::Alone => assert!(self.swap(ALONE, 0)),
+        if self.is_member.replace(false) {
+            self.file.members.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -120,42 +106,17 @@ impl<'b, 'a> Description for &'b Open<'a> {
         Ok(Some(Gate(self)))
     }
 
-    fn is_shared(&self, _byte: u64) -> io::Result<bool> {
+    fn is_held(&self, _byte: u64) -> io::Result<bool> {
         step();
-        Ok(!matches!(self.file.members.fetch_add(0, Ordering::AcqRel), 0 | ALONE))
+        Ok(self.file.members.fetch_add(0, Ordering::AcqRel) != u32::from(self.is_member.get()))
     }
 
     fn try_shared(&self, _byte: u64) -> io::Result<bool> {
         step();
-        let more = |members: u32| (members != ALONE).then(|| members + 1);
-        let held = match self.hold.get() {
-            Hold::Shared => true,
-            Hold::Alone => self.swap(ALONE, 1),
-            Hold::Nothing => self.file.members.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok(),
-        };
-        if held {
-            self.hold.set(Hold::Shared);
+        if !self.is_member.replace(true) {
+            self.file.members.fetch_add(1, Ordering::AcqRel);
         }
-        Ok(held)
-    }
-
-    fn try_alone(&self, _byte: u64) -> io::Result<bool> {
-        step();
-        let held = match self.hold.get() {
-            Hold::Alone => true,
-            Hold::Shared => self.swap(1, ALONE),
-            Hold::Nothing => self.swap(0, ALONE),
-        };
-        if held {
-            self.hold.set(Hold::Alone);
-        }
-        Ok(held)
-    }
-
-    fn unlock(&self, _byte: u64) -> io::Result<()> {
-        step();
-        self.release();
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -228,19 +189,7 @@ fn process(file: &File, steps: u32, gate_goes_first: bool, enter: Enter) -> bool
 
 // ---- the same, each without a step ----
 
-/// Between the two tries a first opener that died may have let go of the byte.
-fn enter_alone_or_shared(member: &Open<'_>) -> Option<u64> {
-    let _gate = member.lock_apart(SESSION.gate, Duration::ZERO).unwrap()?;
-    let entry = if member.try_alone(SESSION.members).unwrap() { Entry::First } else { Entry::Joined };
-    if entry == Entry::Joined && !member.try_shared(SESSION.members).unwrap() {
-        return None;
-    }
-    let count = begin_or_join(member, entry);
-    member.try_shared(SESSION.members).unwrap();
-    Some(count)
-}
-
-/// As if the gate were open at once.
+/// A member before the session has begun.
 fn enter_before_it_has_begun(member: &Open<'_>) -> Option<u64> {
     let (entry, _gate) = SESSION.enter(member, Duration::ZERO).unwrap()?;
     assert!(member.try_shared(SESSION.members).unwrap());
@@ -303,7 +252,5 @@ fn a_process_that_dies_leaves_no_session_that_nobody_has_begun() {
 fn sessions_without_one_of_their_steps_are_caught() {
     breaks("sessions without a gate", "session", together(2, false));
     let early = with_a_death(1, true, enter_before_it_has_begun);
-    breaks_when_it_dies("others let in before the session has begun", "joined a session that nobody has begun", early);
-    let late = with_a_death(2, true, enter_alone_or_shared);
-    breaks_when_it_dies("a shared try that does not look whose the lock is", "joined a session that nobody has begun", late);
+    breaks_when_it_dies("a member before the session has begun", "joined a session that nobody has begun", early);
 }
