@@ -27,7 +27,8 @@ struct Session {
 
 fn cache(dir: &Path, limit: u64) -> Cache {
     let (page_size, max_fetch_bytes) = (PAGE, 4 * PAGE);
-    let options = CacheOptions { page_size, max_fetch_bytes, size_limit: limit, wait: WAIT, ..CacheOptions::default() };
+    let min_free = limit.min(1);
+    let options = CacheOptions { page_size, max_fetch_bytes, size_limit: limit, min_free, wait: WAIT, ..CacheOptions::default() };
     Cache::open(Some(&dir.join("cache")), &options).unwrap()
 }
 
