@@ -1,5 +1,5 @@
 // Guards that whatever becomes of the bytes of an index, a mirror or `control` on the disk, every byte read is right, and nothing
-// crashes or hangs: NEARFILE_MUTANTS of them (default 1,000), each opened, used and opened again within 5 s; in memory, and a twentieth
+// crashes or hangs: NEARFILE_MUTANTS of them (default 400), each opened, used and opened again within 5 s; in memory, and a twentieth
 // where syncs take their time. A word with the right checksum of a wrong page cannot be told from a good one, so index and mirror do not change at once.
 #include "nf_test.h"
 
@@ -226,7 +226,7 @@ static void mutants(long wanted, uint64_t first) {
 
 static long wanted(void) {
   const char *count = getenv("NEARFILE_MUTANTS");
-  return count == NULL ? 1000 : atol(count);
+  return count == NULL ? 400 : atol(count);
 }
 
 static void on_disk(void) { mutants(wanted() / 20, 0); }

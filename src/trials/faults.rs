@@ -16,7 +16,7 @@ const SIZE: u64 = 9 * PAGE + 77;
 /// Nobody else is there to be waited for.
 const WAIT: Duration = Duration::from_millis(20);
 /// Nothing takes so long but what hangs.
-const TOO_LONG: Duration = Duration::from_secs(4);
+const TOO_LONG: Duration = Duration::from_secs(10);
 
 /// A session before the one in which calls fail, and that one.
 struct Session {
@@ -27,7 +27,8 @@ struct Session {
 
 fn cache(dir: &Path, limit: u64) -> Cache {
     let (page_size, max_fetch_bytes) = (PAGE, 4 * PAGE);
-    let options = CacheOptions { page_size, max_fetch_bytes, size_limit: limit, wait: WAIT, ..CacheOptions::default() };
+    let min_free = limit.min(1);
+    let options = CacheOptions { page_size, max_fetch_bytes, size_limit: limit, min_free, wait: WAIT, ..CacheOptions::default() };
     Cache::open(Some(&dir.join("cache")), &options).unwrap()
 }
 

@@ -20,7 +20,7 @@ const PAGES: [u64; 5] = [1, 7, 4096, 10_000, 1 << 20];
 /// How long one waits for another, who is never there for long.
 const WAIT: Duration = Duration::from_millis(200);
 /// Nothing takes so long but what hangs.
-const TOO_LONG: Duration = Duration::from_secs(15);
+const TOO_LONG: Duration = Duration::from_secs(30);
 
 /// One file that the model has open, or knows to be preserved.
 struct Open {
