@@ -5,6 +5,7 @@
 #include "nf_budget.h"
 
 #include <malloc.h>
+#include <sys/resource.h>
 
 enum { PAGE = 4096, PAGES = 8, SIZE = PAGES * PAGE - 9, VERSION = 81 };
 
@@ -173,6 +174,44 @@ static void a_line_of_forks(void) {
   far_free(far);
 }
 
+// As many files as a data loader has shards, under the usual limit on descriptors: all are kept, the second read of each is a hit, and
+// the program has descriptors left for itself.
+static void a_thousand_files(void) {
+  enum { FILES = 1000 };
+  static nearfile_file *files[FILES];
+  char disk[NF_PATH], key[20];
+  nf_mount_tmpfs(nf_path(disk, "cache"), 512 << 20);
+  far = far_new(SIZE, VERSION, PAGE);
+  pid_t child = nf_fork(100);
+  if (child == 0) {
+    struct rlimit limit = {.rlim_cur = 1024, .rlim_max = 1024};
+    MUST(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    cache = nf_cache("cache", PAGE, 0, 0);
+    for (int i = 0; i < FILES; i++) {
+      snprintf(key, sizeof key, "key %d", i);
+      files[i] = nf_open_far(cache, far, FAR_AT, key);
+    }
+    for (int again = 0; again < 2; again++) {
+      for (uint64_t i = 0; i < FILES; i++) CHECK_PREAD(files[i], 1, i * 31 % SIZE, VERSION);
+    }
+    int kept = 0;
+    for (int i = 0; i < FILES; i++) {
+      nearfile_stats stats = nf_stats(files[i]);
+      kept += stats.hits == 1 && stats.source_reads == 1 && stats.passed_through == 0;
+    }
+    CHECK_EQ(kept, FILES);
+    FILE *own = fopen("/dev/null", "r");
+    CHECK(own != NULL);
+    if (own != NULL) fclose(own);
+    for (int i = 0; i < FILES; i++) nearfile_close(files[i]);
+    nearfile_cache_close(cache);
+    nf_child_ends();
+  }
+  CHECK_CHILD(child);
+  far_free(far);
+  nf_unmount(disk);
+}
+
 static void opens(void) { stays_flat(open_and_close, 10000); }
 static void keys(void) {
   char disk[NF_PATH];
@@ -193,6 +232,7 @@ int main(int argc, char **argv) {
   nf_own_mounts();
   static const struct nf_case cases[] = {
       NF_CASE(opens), NF_CASE(keys), NF_CASE(caches), NF_CASE(exact_files), NF_CASE(dups), NF_CASE(pins), NF_CASE(fetches),
-      NF_CASE(errors), NF_CASE(source_errors), NF_CASE(forks), NF_CASE(a_line_of_forks)};
+      NF_CASE(errors), NF_CASE(source_errors), NF_CASE(forks), NF_CASE(a_line_of_forks),
+      NF_CASE(a_thousand_files)};
   return nf_run(argc, argv, cases, sizeof cases / sizeof *cases);
 }

@@ -100,7 +100,7 @@ static void limit_memory(uint64_t more) { limit(RLIMIT_AS, address_space() + mor
 // Maps are refused; what malloc needs for small things must be there, as in any program: it was used before.
 static void a_limit_on_memory(void) {
   free(malloc(100 << 10));
-  for (uint64_t more = 256 << 10; more <= 4 << 20; more += 128 << 10) session_with(limit_memory, more);
+  for (uint64_t more = 256 << 10; more <= 4 << 20; more += 256 << 10) session_with(limit_memory, more);
 }
 
 // An index too large for the address space is no reason to fail, either.
@@ -184,7 +184,7 @@ static void read_text(const char *path, char *to, size_t room) {
 
 // The lines of /proc/self/status that are not counts of memory and switches.
 static void read_status(char *to, size_t room) {
-  static const char *const names[] = {"Name:", "Umask:", "State:", "Uid:", "Gid:", "FDSize:", "Groups:", "Threads:", "SigQ:", "SigPnd:",
+  static const char *const names[] = {"Name:", "Umask:", "State:", "Uid:", "Gid:", "FDSize:", "Groups:", "Threads:", "SigPnd:",
                                       "ShdPnd:", "SigBlk:", "SigIgn:", "SigCgt:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:",
                                       "CapAmb:", "NoNewPrivs:", "Seccomp:", "VmLck:", "VmPin:"};
   char all[1 << 14];
