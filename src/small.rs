@@ -98,7 +98,7 @@ mod tests {
         for _ in 0..200 {
             let mut out = [0; 100];
             let before = position.load(Ordering::Relaxed);
-            let word = |_| Some(if before < 15_000 { 1 } else { 2 }); // the page goes and comes back once
+            let word = |_| Some(if before < 2_000 { 1 } else { 2 }); // the page goes and comes back once
             let here = small.read(&position, &mut out, word, |at, buffer| {
                 fills += 1;
                 for (n, byte) in buffer.iter_mut().enumerate() {
