@@ -57,7 +57,7 @@ impl Ahead {
             self.mark.store(u64::MAX, Ordering::Relaxed);
             return;
         }
-        self.widen(&mut state, fetcher, end);
+        self.widen(&mut state, fetcher, end, end);
     }
 
     /// A read of this range misses something.
@@ -72,14 +72,14 @@ impl Ahead {
         } else if fetcher.source.is_slow() == Some(true) && fetcher.beside() > 0 {
             let pages = fetcher.pair.pages();
             state.window = state.window.max(pages.bytes_of(run).end - pages.bytes_of(run).start);
-            self.widen(&mut state, fetcher, range.end);
+            self.widen(&mut state, fetcher, range.start, range.end);
         }
     }
 
-    /// Fetches on, twice as far as before, from where a read ends.
-    fn widen(&self, state: &mut State, fetcher: &Arc<Fetcher>, end: u64) {
+    /// Fetches on, twice as far as before, from where a read ends. What lies before `done` is not wanted any more.
+    fn widen(&self, state: &mut State, fetcher: &Arc<Fetcher>, done: u64, end: u64) {
         let (pages, max_fetch) = (fetcher.pair.pages(), fetcher.limits.max_fetch);
-        state.tickets.retain(|ticket| pages.bytes_of(ticket.run()).end > end);
+        state.tickets.retain(|ticket| pages.bytes_of(ticket.run()).end > done);
         state.window = (2 * state.window).min((FURTHEST * max_fetch).max(2 * pages.page_size));
         let until = end.saturating_add(state.window).min(pages.size);
         state.frontier = state.frontier.max(pages.bytes(pages.page_of(end.min(pages.size - 1))).end);
