@@ -18,6 +18,7 @@
 #define NF_LOCK_DIRECTORY_GATE (NF_LOCK_DIRECTORY + 3)
 
 static void (*nf_after_lock)(int fd, const struct flock *lock, bool locked);  // after each that locks, had or refused
+static void (*nf_after_look)(int fd, const struct flock *lock, bool locked);  // after each that only asks
 static _Atomic uint64_t nf_lock_calls;
 
 static int nf_lock_call(int fd, int command, void *argument) {
@@ -28,6 +29,7 @@ static int nf_lock_call(int fd, int command, void *argument) {
     if (nf_after_lock != NULL) nf_after_lock(fd, argument, result == 0);
     errno = saved;
   }
+  if (command == F_OFD_GETLK && nf_after_look != NULL) nf_after_look(fd, argument, false);
   return result;
 }
 

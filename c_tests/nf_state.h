@@ -12,6 +12,7 @@ struct nf_state {
   uint64_t disk;      // blocks of the mirrors that an index names
   uint64_t stray;     // blocks of mirrors that no index names
   int pairs, damaged, locks;
+  bool again;  // the next first opener counts, and sweeps, once more
 };
 
 static inline uint64_t nf_u64_at(int fd, uint64_t at) {
@@ -61,7 +62,7 @@ static inline void nf_state_of_pair(struct nf_state *state, const char *dir, int
 
 // To be asked for while nobody changes the directory.
 static inline struct nf_state nf_state_of(const char *dir) {
-  enum { USED_AT = 72 };
+  enum { USED_AT = 72, RECOUNT_AT = 96 };
   struct nf_state state = {0};
   DIR *list = opendir(dir);
   for (struct dirent *entry; list != NULL && (entry = readdir(list)) != NULL;) {
@@ -69,7 +70,7 @@ static inline struct nf_state nf_state_of(const char *dir) {
     if (!control && !index) continue;
     int fd = openat(dirfd(list), entry->d_name, O_RDWR | O_CLOEXEC);
     MUST(fd >= 0);
-    if (control) state.used = nf_u64_at(fd, USED_AT);
+    if (control) state.used = nf_u64_at(fd, USED_AT), state.again = nf_u64_at(fd, RECOUNT_AT) != 0;
     if (index) nf_state_of_pair(&state, dir, fd);
     state.locks += nf_is_locked(fd);
     close(fd);

@@ -33,7 +33,7 @@ static void run_processes(far_file *far, int count, int64_t ms, unsigned locked_
       if (children[i] != 0) continue;
       uint64_t mine = nf_pause_seed = (uint64_t)(round * 10 + i);
       nf_pause_locked_us = locked_us, nf_pause_refused_us = refused_us;
-      nf_after_lock = nf_pause_at_random;
+      nf_after_lock = nf_after_look = nf_pause_at_random;
       while ((kills || nf_now_ms() < end) && nf_failures == 0) open_read_close(far, &mine, drops);
       CHECK(nf_lock_calls > 0);  // the pauses were there
       nf_child_ends();

@@ -17,7 +17,6 @@
 //! The order of the modules is the architecture: each imports only those declared above it (`tests/layers.rs`).
 
 // floor 0: knows nothing
-#[cfg_attr(nearfile_tsan, path = "sync_seen.rs")]
 mod sync;
 mod hook;
 mod error;

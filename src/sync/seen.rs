@@ -1,9 +1,8 @@
-//! [`crate::sync`] as ThreadSanitizer sees it, for builds with `--cfg nearfile_tsan`: std comes prebuilt and without its marks, so what
-//! its locks order in their slow paths is not seen. Here locks are only ever tried and conditions polled, which is inlined, and seen.
+//! Locks and conditions as ThreadSanitizer sees them, for builds with `--cfg nearfile_tsan`: std comes prebuilt and without its marks, so
+//! what its locks order in their slow paths is not seen. Here locks are only ever tried and conditions polled: that is inlined, and seen.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{MutexGuard, TryLockError};
-pub(crate) use std::thread::yield_now;
+use std::thread::yield_now;
 use std::time::Duration;
 
 #[derive(Debug, Default)]
