@@ -13,7 +13,9 @@ enum { PAGE = 16 << 10, PAGES = 40, SIZE = PAGES * PAGE - 99, VERSION = 61 };
 
 static void read_file(nearfile_cache *cache, far_file *far, const char *key, uint32_t mode) {
   nearfile_source source = far_source(far, FAR_AT_OPEN);
-  nearfile_options options = {.struct_size = sizeof options, .key = key, .size = SIZE, .mode = mode};
+  // On a busy machine any source is a slow one, which asks for threads unless that is ruled out.
+  nearfile_options options = {
+      .struct_size = sizeof options, .key = key, .size = SIZE, .mode = mode, .flags = NEARFILE_READAHEAD_OFF};
   nearfile_file *file = NULL;
   nearfile_pin *pin = NULL;
   MUST(nearfile_open(cache, &source, &options, &file) == 0);
