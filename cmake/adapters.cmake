@@ -1,6 +1,6 @@
 # The libraries that the headers of include/nearfile are adapters for, as targets for their examples and tests.
 #
-# nearfile_adapter_NAME   curl, libzip, sqlite, libarchive: only where the library is found
+# nearfile_adapter_NAME   curl, libzip, sqlite, libarchive, hdf5: only where the library is found
 # nearfile_adapters       the names of those
 
 option(NEARFILE_REQUIRE_ADAPTERS "Fail where a library of an adapter is missing" OFF)
@@ -21,7 +21,8 @@ function(nearfile_adapter name library package)
   endif()
 endfunction()
 
-foreach(library IN ITEMS curl:libcurl:libcurl4-openssl-dev libzip:libzip:libzip-dev sqlite:sqlite3:libsqlite3-dev libarchive:libarchive:libarchive-dev)
+foreach(library IN ITEMS curl:libcurl:libcurl4-openssl-dev libzip:libzip:libzip-dev sqlite:sqlite3:libsqlite3-dev
+    libarchive:libarchive:libarchive-dev hdf5:hdf5:libhdf5-dev)
   string(REPLACE ":" ";" library "${library}")
   list(GET library 0 name)
   list(GET library 1 module)
