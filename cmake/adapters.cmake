@@ -1,9 +1,10 @@
 # The libraries that the headers of include/nearfile are adapters for, as targets for their examples and tests.
 #
-# nearfile_adapter_NAME   curl, libzip, sqlite, libarchive, hdf5: only where the library is found
+# nearfile_adapter_NAME   curl, libzip, sqlite, libarchive, hdf5, arrow: only where the library is found
 # nearfile_adapters       the names of those
 
 option(NEARFILE_REQUIRE_ADAPTERS "Fail where a library of an adapter is missing" OFF)
+set(NEARFILE_ARROW_PYTHON "" CACHE FILEPATH "A Python that has pyarrow, whose Arrow C++ is used; empty: an installed Arrow")
 
 find_package(PkgConfig QUIET)
 set(nearfile_adapters)
@@ -32,3 +33,23 @@ foreach(library IN ITEMS curl:libcurl:libcurl4-openssl-dev libzip:libzip:libzip-
   endif()
   nearfile_adapter(${name} PkgConfig::NEARFILE_${name} ${package})
 endforeach()
+
+# --- Arrow: installed, or the one inside PyArrow ---------------------------------------------------------------------------
+
+if(NEARFILE_ARROW_PYTHON)
+  execute_process(
+    COMMAND "${NEARFILE_ARROW_PYTHON}" -c
+      "import pyarrow as p, glob; d = p.get_library_dirs()[0]; print(p.get_include(), *glob.glob(d + '/libarrow.so.*'), *glob.glob(d + '/libparquet.so.*'), sep=';')"
+    OUTPUT_VARIABLE arrow OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  list(GET arrow 0 arrow_include)
+  list(REMOVE_AT arrow 0)
+  add_library(nearfile_arrow INTERFACE IMPORTED)
+  set_target_properties(nearfile_arrow PROPERTIES
+    INTERFACE_INCLUDE_DIRECTORIES "${arrow_include}" INTERFACE_LINK_LIBRARIES "${arrow}")
+else()
+  find_package(Parquet QUIET)
+  if(TARGET Parquet::parquet_shared)
+    add_library(nearfile_arrow ALIAS Parquet::parquet_shared)
+  endif()
+endif()
+nearfile_adapter(arrow nearfile_arrow "Arrow C++ with Parquet, or NEARFILE_ARROW_PYTHON")
