@@ -1,6 +1,6 @@
 """A server that misbehaves as its URL says: /BEHAVIOUR/FILE?WHAT_TELLS_TESTS_APART, over a directory of files.
 
-    bad_server.py ROOT LOG PORT_FILE
+    bad_server.py ROOT LOG CERTIFICATE PORTS     writes its two ports, of HTTP and of HTTPS, to the file PORTS
 
 Where a behaviour says nothing else it is a good server of ranges: ETag from the time of change, If-Match, If-Unmodified-Since.
 """
@@ -10,12 +10,13 @@ import http.server
 import os
 import re
 import socket
+import ssl
 import struct
 import sys
 import threading
 import time
 
-root, log_path, port_path = sys.argv[1:]
+root, log_path, certificate_path, ports_path = sys.argv[1:]
 seen = collections.Counter()  # requests of each method and URL
 lock = threading.Lock()
 
@@ -166,8 +167,12 @@ class Server(http.server.ThreadingHTTPServer):
         pass  # the client has gone
 
 
-server = Server(("127.0.0.1", 0), Handler)
-with open(port_path + ".new", "w") as port:
-    port.write(str(server.server_address[1]))
-os.rename(port_path + ".new", port_path)
-server.serve_forever()
+plain, secure = Server(("127.0.0.1", 0), Handler), Server(("127.0.0.1", 0), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(certificate_path)
+secure.socket = context.wrap_socket(secure.socket, server_side=True)
+threading.Thread(target=secure.serve_forever, daemon=True).start()
+with open(ports_path + ".new", "w") as ports:
+    ports.write(f"{plain.server_address[1]} {secure.server_address[1]}\n")
+os.rename(ports_path + ".new", ports_path)
+plain.serve_forever()

@@ -320,6 +320,28 @@ static void headers_and_a_hook_reach_the_server(void) {
   nearfile_cache_close(cache);
 }
 
+static int32_t trust(void *certificate, CURL *easy, const nearfile_curl_request *request, struct curl_slist **headers) {
+  (void)request, (void)headers;
+  return curl_easy_setopt(easy, CURLOPT_CAINFO, (const char *)certificate) == CURLE_OK ? 0 : NEARFILE_CURL_NO_MEMORY;
+}
+
+static void https_with_a_certificate_of_ones_own(void) {
+  char url[NF_PATH];
+  nearfile_curl_object object;
+  nearfile_curl_settings settings = quick();
+  far_publish("secret", SIZE, 1);
+  snprintf(url, sizeof url, "%s/good/secret", far_env("TLS_URL"));
+  CHECK_EQ(nearfile_curl_probe(url, &settings, &object), NEARFILE_CURL_LIBCURL + CURLE_PEER_FAILED_VERIFICATION);
+  CHECK_EQ(far_lines("BAD_LOG", "", "/good/secret"), 0);
+  settings.hook = trust, settings.hook_data = getenv("TLS_CERTIFICATE");
+  nearfile_cache *cache = small_pages();
+  nearfile_file *file = far_open_url(cache, url, &settings);
+  CHECK_ALL(file, 1);
+  CHECK_EQ(bad_gets("/good/secret"), PAGES);
+  nearfile_close(file);
+  nearfile_cache_close(cache);
+}
+
 // ---- an object that changes ------------------------------------------------------------------------------------------------
 
 // Page 0 of version 1 is here, then the object becomes version 2: what is here stays, the rest is an error, and the next open reads
@@ -435,6 +457,7 @@ int main(int argc, char **argv) {
       NF_CASE(a_server_that_ignores_range),
       NF_CASE(redirects_are_followed),
       NF_CASE(headers_and_a_hook_reach_the_server),
+      NF_CASE(https_with_a_certificate_of_ones_own),
       NF_CASE(a_changed_object_is_an_error_and_no_mixture),
       NF_CASE(a_change_between_probe_and_first_read),
       NF_CASE(a_change_in_the_middle_of_an_answer),

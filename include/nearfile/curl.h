@@ -17,7 +17,8 @@
  *   kept-alive socket; each read_at is one Range request.
  * What is refused. Only a 206 with the range asked for, of the version that was probed, is taken: If-Match (If-Unmodified-Since where
  *   there is no strong ETag) asks the server for it, and ETag, Last-Modified and total size of every answer are compared. So a
- *   changed object is an error (412, 416 or NEARFILE_CURL_CHANGED), never a mixture; probe and open it again. A server that ignores
+ *   changed object is an error (412, 416 or NEARFILE_CURL_CHANGED), never a mixture; probe and open it again. (A date tells no two
+ *   changes of one second apart, and a server that gives neither ETag nor date is held to the size only.) A server that ignores
  *   Range is an error (200), except where the whole object was asked for in one read, which is what it sends. Compressed transfer
  *   is refused ("identity" is asked for). Bytes past the caller's buffer are never written.
  * What is tried again. Resets, timeouts, short bodies, 408, 429 and 5xx (but 501 and 505), with a pause that doubles and is drawn at
@@ -95,7 +96,7 @@ typedef struct nearfile_curl_settings {
   const char *const *headers;            /* "Name: value", the last followed by NULL */
   const char        *user_agent;         /* NULL: "nearfile/" and the library's version */
   uint32_t           connect_timeout_ms; /* 0: 10,000 */
-  uint32_t           stall_timeout_s;    /* no byte for so long is a timeout; 0: 15 */
+  uint32_t           stall_timeout_s;    /* no byte for so long is a timeout, which libcurl notices some 5 s late; 0: 15 */
   uint32_t           timeout_ms;         /* of a whole request; 0: none */
   uint32_t           max_retries;        /* of one read; 0: 4. NEARFILE_CURL_NO_RETRIES: none */
   uint32_t           pause_ms;           /* before the first retry; doubled before each further one; 0: 100 */
@@ -203,7 +204,8 @@ static inline int nearfile_curl_number(const char **text, uint64_t *out) {
 static inline int nearfile_curl_is_signature(const char *parameter, size_t len, int is_sas) {
   static const char *const signed_by[] = {"X-Amz-", "X-Goog-", "AWSAccessKeyId=", "GoogleAccessId=", "Signature=", "Expires=",
                                           "Key-Pair-Id=", "Policy="};
-  static const char *const sas[] = {"sig=", "se=", "sp=", "sv=", "sr=", "st=", "spr=", "sip=", "skoid=", "sktid=", "skt=", "ske=", "sks=", "skv="};
+  static const char *const sas[] = {"sig=", "se=",  "sp=",    "sv=",    "sr=",  "st=",  "spr=",
+                                    "sip=", "skoid=", "sktid=", "skt=", "ske=", "sks=", "skv="};
   size_t i;
   for (i = 0; i < sizeof signed_by / sizeof *signed_by; i++) {
     if (nearfile_curl_has_prefix(parameter, len, signed_by[i])) return 1;
@@ -338,7 +340,7 @@ static inline size_t nearfile_curl_on_header(char *line, size_t size, size_t cou
   nearfile_curl_answer *answer = &((nearfile_curl_connection *)connection)->answer;
   size_t len = size * count, end = len, name;
   char value[NEARFILE_CURL_VALUE_MAX];
-  const char *colon, *digits = value;
+  const char *colon, *at = value;
   if (len >= 5 && strncmp(line, "HTTP/", 5) == 0) { /* a redirect or a 1xx came before: only the last answer counts */
     memset(answer, 0, sizeof *answer);
     return len;
@@ -355,7 +357,7 @@ static inline size_t nearfile_curl_on_header(char *line, size_t size, size_t cou
   if (name == 4 && strncasecmp(line, "ETag", name) == 0) memcpy(answer->etag, value, len + 1);
   else if (name == 13 && strncasecmp(line, "Last-Modified", name) == 0) memcpy(answer->last_modified, value, len + 1);
   else if (name == 13 && strncasecmp(line, "Content-Range", name) == 0) nearfile_curl_parse_range(answer, value);
-  else if (name == 14 && strncasecmp(line, "Content-Length", name) == 0) answer->has_length = nearfile_curl_number(&digits, &answer->length);
+  else if (name == 14 && strncasecmp(line, "Content-Length", name) == 0) answer->has_length = nearfile_curl_number(&at, &answer->length);
   else if (name == 16 && strncasecmp(line, "Content-Encoding", name) == 0) answer->encoded = strcasecmp(value, "identity") != 0;
   return size * count;
 }

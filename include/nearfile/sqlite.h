@@ -237,7 +237,7 @@ static inline int nearfile_sqlite_check(nearfile_sqlite_file *mine) {
   if (code == SQLITE_IOERR_SHORT_READ) return SQLITE_OK; /* empty, or no database: SQLite says so */
   if (code == SQLITE_OK && (header[18] == 2 || header[19] == 2)) {
     return nearfile_sqlite_fails(SQLITE_CANTOPEN, mine->name,
-                                 "the database is in WAL mode, which a read-only copy cannot have: PRAGMA journal_mode=DELETE before it is published");
+                                 "the database is in WAL mode: PRAGMA journal_mode=DELETE before it is published");
   }
   return code;
 }
