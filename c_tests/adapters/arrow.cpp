@@ -168,6 +168,21 @@ void reads_and_positions(const std::string& dir) {
   CHECK(file.closed() && file.Read(1).status().IsInvalid() && file.GetSize().status().IsInvalid());
 }
 
+void what_will_be_needed_is_fetched(const std::string& dir) {
+  publish("needed.parquet");
+  const nearfile::file watched = open_far(dir, "needed.parquet");
+  nearfile::arrow_file file(watched.dup());
+  const auto cached = [&] { return watched.stats().pages_fetched; };
+  must(file.WillNeed({{0, 10}, {5 * page, 2 * page}}));
+  for (int wait = 0; wait < 1000 && cached() < 3; wait++) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  CHECK(cached() == 3);
+  CHECK(must(file.ReadAt(5 * page, 2 * page))->size() == 2 * page);
+  CHECK(watched.stats().misses == 0);
+  CHECK(file.WillNeed({{-1, 10}}).IsInvalid());
+  must(file.Close());
+  CHECK(file.WillNeed({{0, 10}}).IsInvalid());
+}
+
 void failures_are_statuses(const std::string& dir) {
   publish("failing.parquet");
   auto input = std::make_shared<nearfile::arrow_file>(open_far(dir, "failing.parquet"));
@@ -208,6 +223,7 @@ int main(int argc, char** argv) try {
   const scratch dir;
   cold_and_warm(argv[0], dir.path);
   reads_and_positions(dir.path);
+  what_will_be_needed_is_fetched(dir.path);
   failures_are_statuses(dir.path);
   the_example_runs(dir.path);
   return failures != 0;

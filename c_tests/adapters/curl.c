@@ -30,7 +30,7 @@ static void check_refused(nearfile_file *file, uint64_t offset, int64_t code, co
 static void read_all(void) {
   char url[NF_PATH];
   nearfile_cache *cache = small_pages();
-  nearfile_file *file = far_open_url(cache, far_url(url, "far", "file"), NULL);
+  nearfile_file *file = far_open_flags(cache, far_url(url, "far", "file"), NULL, 0);
   CHECK_ALL(file, 1);
   nearfile_close(file);
   nearfile_cache_close(cache);
@@ -52,7 +52,7 @@ static void eight_processes_fetch_each_page_once(void) {
     nearfile_curl_settings settings = quick();
     settings.counts = counts;
     nearfile_cache *cache = small_pages();
-    nearfile_file *file = far_open_url(cache, far_url(url, "far", "crowd"), &settings);
+    nearfile_file *file = far_open_flags(cache, far_url(url, "far", "crowd"), &settings, 0);
     for (int read = 0; read < 100; read++) CHECK_PREAD(file, 5000, nf_below(&random, SIZE), 1);
     CHECK_ALL(file, 1);
     nearfile_close(file);
@@ -98,7 +98,7 @@ static void threads_share_connections(void) {
   nearfile_curl_settings settings = quick();
   settings.max_connections = 3;
   nearfile_cache *cache = small_pages();
-  nearfile_file *file = far_open_url(cache, far_url(url, "far", "threads"), &settings);
+  nearfile_file *file = far_open_flags(cache, far_url(url, "far", "threads"), &settings, 0);
   for (int i = 0; i < 8; i++) threads[i] = nf_thread(read_half, file);
   for (int i = 0; i < 8; i++) nf_join(threads[i]);
   CHECK_EQ(far_gets("/far/threads"), PAGES);
@@ -225,7 +225,7 @@ static void retries_are_bounded(void) {
     nearfile_cache *cache = small_pages();
     bad_url(url, cases[i].behaviour, "file?bounded");
     CHECK_EQ(nearfile_curl_source(url, &object, &settings, &source), 0);
-    nearfile_file *file = nf_open(cache, &source, cases[i].behaviour, object.version, SIZE, 0);
+    nearfile_file *file = nf_open(cache, &source, cases[i].behaviour, object.version, SIZE, NEARFILE_READAHEAD_OFF);
     check_refused(file, 0, cases[i].code, cases[i].requests == 1 ? "1 try" : "3 tries");
     CHECK_EQ(bad_gets(strchr(url + 7, '/')), cases[i].requests);
     nearfile_close(file);
@@ -235,7 +235,7 @@ static void retries_are_bounded(void) {
   nearfile_source source;
   nearfile_cache *cache = small_pages();
   CHECK_EQ(nearfile_curl_source(bad_url(url, "always_reset", "file?"), &object, &settings, &source), 0);
-  nearfile_file *file = nf_open(cache, &source, "reset", object.version, SIZE, 0);
+  nearfile_file *file = nf_open(cache, &source, "reset", object.version, SIZE, NEARFILE_READAHEAD_OFF);
   CHECK_EQ(nearfile_pread(file, url, 10, 0), NEARFILE_ERROR_SOURCE);
   CHECK(nf_last_error().source_code > NEARFILE_CURL_LIBCURL);
   CHECK_EQ(nf_stats(file).cached_pages, 0);
@@ -384,7 +384,7 @@ static void a_change_between_probe_and_first_read(void) {
   CHECK_EQ(nearfile_curl_probe(far_url(url, "far", "early"), NULL, &object), 0);
   far_publish("early", SIZE, 2);
   CHECK_EQ(nearfile_curl_source(url, &object, NULL, &source), 0);
-  nearfile_file *file = nf_open(cache, &source, object.key, object.version, object.size, 0);
+  nearfile_file *file = nf_open(cache, &source, object.key, object.version, object.size, NEARFILE_READAHEAD_OFF);
   check_refused(file, 0, 412, "changed");
   nearfile_close(file);
   nearfile_cache_close(cache);

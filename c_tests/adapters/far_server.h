@@ -92,12 +92,18 @@ static inline const char *far_why(int64_t result) {
   return nearfile_curl_message(result, text, sizeof text);
 }
 
-static inline nearfile_file *far_open_url(nearfile_cache *cache, const char *url, const nearfile_curl_settings *settings) {
+// flags: NEARFILE_READAHEAD_OFF, so that the requests are those of the reads; 0 where only their sum counts.
+static inline nearfile_file *far_open_flags(nearfile_cache *cache, const char *url, const nearfile_curl_settings *settings, uint32_t flags) {
+  nearfile_options options = {.struct_size = sizeof options, .flags = flags};
   nearfile_file *file = NULL;
-  int32_t code = nearfile_curl_open(cache, url, settings, NULL, &file);
+  int32_t code = nearfile_curl_open(cache, url, settings, &options, &file);
   if (code != 0) fprintf(stderr, "%s: %s\n", url, far_why(code));
   MUST(code == 0 && file != NULL);
   return file;
+}
+
+static inline nearfile_file *far_open_url(nearfile_cache *cache, const char *url, const nearfile_curl_settings *settings) {
+  return far_open_flags(cache, url, settings, NEARFILE_READAHEAD_OFF);
 }
 
 // Opens a file of the server in the directory "cache" of this case, each page fetched by itself.

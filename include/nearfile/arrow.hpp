@@ -15,7 +15,8 @@
 //     ARROW_RETURN_NOT_OK(reader->ReadTable({0, 2}, &table));   // fetches the pages of two columns
 //
 // What it gives. ReadAt reads at an offset, Read at the position, both into memory of the caller or of Arrow's pool; ReadAsync and
-//   ReadManyAsync are Arrow's own, on its I/O threads. Short reads happen at the end of the file only.
+//   ReadManyAsync are Arrow's own, on its I/O threads. Short reads happen at the end of the file only. WillNeed has nearfile's threads
+//   fetch the ranges, and does not wait.
 // Ownership. It owns the file, and closes it in Close or with itself (file.dup() keeps another). Buffers are Arrow's and outlive it.
 // Threads. ReadAt, ReadAsync and GetSize from any thread at once; Read, Seek, Tell and Close from one at a time, Close as the last.
 // Forks. Usable in a child; Arrow's thread pools are what Arrow makes of them.
@@ -37,6 +38,7 @@
 #include <exception>
 #include <memory>
 #include <utility>
+#include <vector>
 
 namespace nearfile {
 
@@ -63,6 +65,17 @@ class arrow_file : public arrow::io::RandomAccessFile {
 
   arrow::Result<std::int64_t> GetSize() override {
     return result_of([&] { return file_.size(); });
+  }
+
+  // A hint: what cannot be fetched now is met by who reads.
+  arrow::Status WillNeed(const std::vector<arrow::io::ReadRange>& ranges) override {
+    if (closed()) return is_closed();
+    for (const auto& range : ranges) {
+      if (range.offset < 0 || range.length < 0) return negative();
+      static_cast<void>(nearfile_prefetch(file_.get(), static_cast<std::uint64_t>(range.offset),
+                                          static_cast<std::uint64_t>(range.length), NEARFILE_PREFETCH_NOWAIT, nullptr, nullptr));
+    }
+    return arrow::Status::OK();
   }
 
   arrow::Result<std::int64_t> Read(std::int64_t nbytes, void* out) override {
@@ -104,6 +117,8 @@ class arrow_file : public arrow::io::RandomAccessFile {
  private:
   static arrow::Status negative() { return arrow::Status::Invalid("nearfile: a negative offset or length"); }
 
+  static arrow::Status is_closed() { return arrow::Status::Invalid("nearfile: the file is closed"); }
+
   static arrow::Status too_short(std::int64_t got, std::int64_t nbytes) {
     return arrow::Status::IOError("nearfile: the file ends after ", got, " of ", nbytes, " bytes");
   }
@@ -111,7 +126,7 @@ class arrow_file : public arrow::io::RandomAccessFile {
   // Makes one call of the library; what it throws becomes a status.
   template <class Call>
   arrow::Result<std::int64_t> result_of(Call call) const {
-    if (closed()) return arrow::Status::Invalid("nearfile: the file is closed");
+    if (closed()) return is_closed();
     try {
       return static_cast<std::int64_t>(call());
     } catch (const std::exception& thrown) {

@@ -28,8 +28,9 @@
  *   keeps only Authorization and Cookie from another host.
  * Ownership. URL, settings and object are copied; hook_data and counts must live as long as the file. The source's state goes to
  *   nearfile with nearfile_open, which frees it at the last close; where nearfile_open fails, call source.release(source.user_data).
- * Threads. Everything may be called from any thread; the hook runs on those that read. A program that starts threads before its
- *   first call here calls curl_global_init itself first, if its libcurl is older than 7.84; if older than 7.87, it ignores SIGPIPE.
+ * Threads. Everything may be called from any thread; the hook runs on those that read, nearfile's own among them. A program that
+ *   starts threads before its first call here calls curl_global_init itself first, if its libcurl is older than 7.84; if older than
+ *   7.87, it ignores SIGPIPE.
  * Forks. Children open connections of their own and never touch the parent's.
  * Errors. Functions return 0, a negative nearfile_status, or a positive code: an HTTP status, NEARFILE_CURL_LIBCURL + a CURLcode, or
  *   a NEARFILE_CURL_... below. A failed read has the code in nearfile_error.source_code. nearfile_curl_message turns any of them
