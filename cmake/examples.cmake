@@ -1,32 +1,31 @@
-# examples/*.c: those whose libraries are absent are left out, with a message that tells which.
+# examples/*: those whose libraries are absent are left out, with a message that tells which.
 
 find_package(Threads QUIET)
-find_package(PkgConfig QUIET)
-if(PKG_CONFIG_FOUND)
-  pkg_check_modules(NEARFILE_CURL QUIET IMPORTED_TARGET libcurl)
-  pkg_check_modules(NEARFILE_ZIP QUIET IMPORTED_TARGET libzip)
-endif()
 
-# nearfile_example(NAME [LIBRARY...]): the example, if its source exists; LIBRARY is a target.
-function(nearfile_example name)
-  set(source "${PROJECT_SOURCE_DIR}/examples/${name}.c")
-  if(NOT EXISTS "${source}")
-    return()
-  endif()
-  foreach(library IN ITEMS Threads::Threads ${ARGN})
+# nearfile_example(FILE [ADAPTER...]): the example, if it and the libraries of these adapters are there.
+function(nearfile_example file)
+  set(source "${PROJECT_SOURCE_DIR}/examples/${file}")
+  get_filename_component(name "${file}" NAME_WE)
+  list(TRANSFORM ARGN PREPEND nearfile_adapter_ OUTPUT_VARIABLE libraries)
+  foreach(library IN ITEMS Threads::Threads ${libraries})
     if(NOT TARGET ${library})
-      string(REGEX REPLACE ".*::" "" missing "${library}")
-      message(STATUS "nearfile: the example ${name} is left out: ${missing} was not found. It needs pkg-config and the "
-        "development files of its libraries (Debian: pkg-config libcurl4-openssl-dev libzip-dev)")
       return()
     endif()
   endforeach()
   add_executable(nearfile_example_${name} "${source}")
   set_target_properties(nearfile_example_${name} PROPERTIES
-    OUTPUT_NAME ${name} C_STANDARD 11 RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/examples")
+    OUTPUT_NAME ${name} C_STANDARD 11 CXX_STANDARD 17 RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/examples")
   target_compile_options(nearfile_example_${name} PRIVATE -Wall -Wextra)
-  target_link_libraries(nearfile_example_${name} PRIVATE nearfile::nearfile Threads::Threads ${ARGN})
+  target_link_libraries(nearfile_example_${name} PRIVATE nearfile::nearfile Threads::Threads ${libraries})
 endfunction()
 
-nearfile_example(quick)
-nearfile_example(http_zip PkgConfig::NEARFILE_CURL PkgConfig::NEARFILE_ZIP)
+nearfile_example(quick.c)
+nearfile_example(http_cat.c curl)
+nearfile_example(http_zip.c curl libzip)
+nearfile_example(http_sqlite.c curl sqlite)
+nearfile_example(http_archive.c curl libarchive)
+nearfile_example(http_hdf5.c curl hdf5)
+if(TARGET nearfile_adapter_arrow)
+  enable_language(CXX)
+  nearfile_example(http_parquet.cpp curl arrow)
+endif()

@@ -24,6 +24,9 @@ set(CPACK_DEBIAN_RUNTIME_PACKAGE_NAME libnearfile${PROJECT_VERSION_MAJOR})
 set(CPACK_DEBIAN_RUNTIME_PACKAGE_SECTION libs)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_NAME libnearfile-dev)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
+# What the headers below nearfile/ are adapters for.
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SUGGESTS
+  "libcurl4-openssl-dev, libzip-dev, libsqlite3-dev, libarchive-dev, libhdf5-dev")
 # The headers and the library of one release belong together: depends on libnearfile0 (= version).
 set(CPACK_DEBIAN_ENABLE_COMPONENT_DEPENDS ON)
 find_program(NEARFILE_SHLIBDEPS dpkg-shlibdeps)

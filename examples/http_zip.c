@@ -2,12 +2,13 @@
  *
  *     http_zip URL CACHE_DIR [MEMBERS [SEED]]
  *
- * libzip asks for bytes through a callback, the callback calls nearfile_pread, and nearfile asks the server (curl_source.h) for
- * what the cache directory has not got. Prints one line of name=value; the time is everything, from the first request
+ * libzip reads the near copy (nearfile/libzip.h), and nearfile asks the server (nearfile/curl.h) for what the cache directory has
+ * not got. Prints one line of name=value; the time is everything, from the first request
  * to the last checksum. MEMBERS is 100 at first; 0 is every member once. */
 #define _POSIX_C_SOURCE 200809L
 
-#include "curl_source.h"
+#include <nearfile/curl.h>
+#include <nearfile/libzip.h>
 
 #include <errno.h>
 #include <inttypes.h>
@@ -15,7 +16,6 @@
 #include <stdbool.h>
 #include <time.h>
 #include <unistd.h>
-#include <zip.h>
 
 static double seconds_now(void) {
   struct timespec now;
@@ -63,72 +63,10 @@ static void print_log(void *user_data, int32_t level, const char *message) {
   fprintf(stderr, "nearfile: %s\n", message);
 }
 
-/* What nearfile says of this thread's last failure, and what the source says of its code. */
-static const char *nearfile_reason(void) {
-  static char reason[600];
-  char source[256] = "";
-  nearfile_error error = {.struct_size = sizeof error};
-  nearfile_last_error(&error);
-  if (error.source_code != 0) curl_source_message(error.source_code, source, sizeof source);
-  snprintf(reason, sizeof reason, "%s%s%s", error.message, source[0] != '\0' ? ": " : "", source);
-  return reason;
-}
-
-/* ---- libzip's callback ---- */
-
-struct near_zip {
-  nearfile_file *file;
-  uint64_t size;
-  uint64_t position;
-  zip_error_t error;
-  bool read_failed; /* the reason is nearfile's, not the zip's */
-};
-
-static zip_int64_t near_zip_read(struct near_zip *near, void *data, zip_uint64_t len) {
-  int64_t n = nearfile_pread(near->file, data, len, near->position);
-  if (n < 0) {
-    near->read_failed = true;
-    zip_error_set(&near->error, ZIP_ER_READ, EIO);
-    return -1;
-  }
-  near->position += (uint64_t)n;
-  return n;
-}
-
-static zip_int64_t near_zip_callback(void *state, void *data, zip_uint64_t len, zip_source_cmd_t command) {
-  struct near_zip *near = state;
-  switch (command) {
-    case ZIP_SOURCE_SUPPORTS:
-      return ZIP_SOURCE_SUPPORTS_SEEKABLE;
-    case ZIP_SOURCE_OPEN:
-      near->position = 0;
-      return 0;
-    case ZIP_SOURCE_READ:
-      return near_zip_read(near, data, len);
-    case ZIP_SOURCE_SEEK: {
-      zip_int64_t to = zip_source_seek_compute_offset(near->position, near->size, data, len, &near->error);
-      if (to < 0) return -1;
-      near->position = (uint64_t)to;
-      return 0;
-    }
-    case ZIP_SOURCE_TELL:
-      return (zip_int64_t)near->position;
-    case ZIP_SOURCE_STAT: {
-      zip_stat_t *stat = data;
-      zip_stat_init(stat);
-      stat->size = near->size;
-      stat->valid = ZIP_STAT_SIZE;
-      return sizeof *stat;
-    }
-    case ZIP_SOURCE_ERROR:
-      return zip_error_to_data(&near->error, data, len);
-    case ZIP_SOURCE_CLOSE:
-    case ZIP_SOURCE_FREE: /* near is its maker's */
-      return 0;
-    default:
-      zip_error_set(&near->error, ZIP_ER_OPNOTSUPP, 0);
-      return -1;
-  }
+/* What a function of nearfile or of its adapters has failed of. */
+static const char *reason(int64_t result) {
+  static char text[1200];
+  return nearfile_curl_message(result, text, sizeof text);
 }
 
 /* ---- The members ---- */
@@ -151,13 +89,13 @@ static uint64_t *shuffled(uint64_t count, uint64_t seed) {
   return order;
 }
 
-static const char *member_reason(const struct near_zip *near, zip_error_t *error) {
-  if (near->read_failed) return nearfile_reason();
+static const char *zip_reason(zip_error_t *error) {
+  if (zip_error_code_zip(error) == ZIP_ER_READ) return reason(NEARFILE_ERROR_SOURCE);
   return zip_error_code_zip(error) == ZIP_ER_CRC ? "wrong CRC32" : zip_error_strerror(error);
 }
 
 /* Reads one member to its end, which is where libzip compares the CRC32 of what it returned with the directory's. */
-static int read_member(zip_t *zip, const struct near_zip *near, uint64_t index, uint64_t *bytes) {
+static int read_member(zip_t *zip, uint64_t index, uint64_t *bytes) {
   static char buf[65536];
   const zip_uint64_t wanted = ZIP_STAT_NAME | ZIP_STAT_SIZE | ZIP_STAT_CRC;
   zip_stat_t stat;
@@ -165,12 +103,12 @@ static int read_member(zip_t *zip, const struct near_zip *near, uint64_t index, 
     return fail("member %" PRIu64 ": no name, size and CRC32 in the directory", index);
   }
   zip_file_t *member = zip_fopen_index(zip, index, 0);
-  if (member == NULL) return fail("%s: %s", stat.name, member_reason(near, zip_get_error(zip)));
+  if (member == NULL) return fail("%s: %s", stat.name, zip_reason(zip_get_error(zip)));
   uint64_t size = 0;
   zip_int64_t n;
   while ((n = zip_fread(member, buf, sizeof buf)) > 0) size += (uint64_t)n;
   int status = 0;
-  if (n < 0) status = fail("%s: %s", stat.name, member_reason(near, zip_file_get_error(member)));
+  if (n < 0) status = fail("%s: %s", stat.name, zip_reason(zip_file_get_error(member)));
   else if (size != stat.size) status = fail("%s: %" PRIu64 " bytes, but %" PRIu64 " in the directory", stat.name, size, stat.size);
   else if (size == 0 && stat.crc != 0) status = fail("%s: wrong CRC32", stat.name); /* libzip does not look at an empty one's */
   zip_fclose(member);
@@ -178,7 +116,7 @@ static int read_member(zip_t *zip, const struct near_zip *near, uint64_t index, 
   return status;
 }
 
-static int read_members(zip_t *zip, const struct near_zip *near, double start, uint64_t *count, uint64_t seed, uint64_t *bytes) {
+static int read_members(zip_t *zip, double start, uint64_t *count, uint64_t seed, uint64_t *bytes) {
   uint64_t entries = (uint64_t)zip_get_num_entries(zip, 0);
   if (entries == 0) return fail("the zip is empty");
   uint64_t *order = shuffled(entries, seed);
@@ -186,7 +124,7 @@ static int read_members(zip_t *zip, const struct near_zip *near, double start, u
   if (*count == 0) *count = entries;
   int status = 0;
   for (uint64_t i = 0; i < *count && status == 0; i++) {
-    status = read_member(zip, near, order[i % entries], bytes);
+    status = read_member(zip, order[i % entries], bytes);
     progress(start, i + 1, *count, *bytes);
   }
   progress_end();
@@ -196,65 +134,53 @@ static int read_members(zip_t *zip, const struct near_zip *near, double start, u
 
 /* ---- From the outside in: source, cache, file, zip ---- */
 
-static int read_zip(nearfile_file *file, curl_source *far, double start, uint64_t count, uint64_t seed) {
-  struct near_zip near = {.file = file, .size = far->size};
-  zip_error_init(&near.error);
-  zip_error_t error;
-  zip_error_init(&error);
-  zip_source_t *source = zip_source_function_create(near_zip_callback, &near, &error);
-  if (source == NULL) return fail("libzip: %s", zip_error_strerror(&error));
-  zip_t *zip = zip_open_from_source(source, ZIP_RDONLY, &error);
+static int read_zip(nearfile_file *file, const nearfile_curl_counts *counts, double start, uint64_t count, uint64_t seed) {
+  int failed = ZIP_ER_OK;
+  zip_t *zip = nearfile_zip_open(file, 0, &failed);
   if (zip == NULL) {
-    fail("cannot read the zip's directory: %s", member_reason(&near, &error));
-    zip_source_free(source);
+    zip_error_t error;
+    zip_error_init_with_code(&error, failed);
+    fail("cannot read the zip's directory: %s", zip_reason(&error));
     zip_error_fini(&error);
-    zip_error_fini(&near.error);
     return 1;
   }
   uint64_t bytes = 0;
-  int status = read_members(zip, &near, start, &count, seed, &bytes);
+  int status = read_members(zip, start, &count, seed, &bytes);
   double seconds = seconds_now() - start;
   zip_discard(zip);
-  zip_error_fini(&near.error);
   if (status != 0) return status;
 
   nearfile_stats stats = {.struct_size = sizeof stats};
-  if (nearfile_get_stats(file, &stats) != NEARFILE_OK) return fail("%s", nearfile_reason());
+  int32_t result = nearfile_get_stats(file, &stats);
+  if (result != NEARFILE_OK) return fail("%s", reason(result));
   printf("members=%" PRIu64 " bytes=%" PRIu64 " source_reads=%" PRIu64 " source_bytes=%" PRIu64 " seconds=%.6f ms_per_member=%.6f"
          " requests=%" PRIu64 " page_size=%" PRId64 " passed_through=%" PRIu64 "\n",
-         count, bytes, stats.source_reads, stats.source_bytes, seconds, seconds * 1e3 / (double)count, curl_source_requests(far),
+         count, bytes, stats.source_reads, stats.source_bytes, seconds, seconds * 1e3 / (double)count, counts->requests,
          nearfile_page_size(file), stats.passed_through);
   return 0;
 }
 
 static int read_url(const char *url, const char *dir, uint64_t count, uint64_t seed) {
   double start = seconds_now();
-  char why[256];
-  curl_source *far = NULL;
-  int32_t code = curl_source_new(url, &far);
-  if (code != 0) return fail("%s: %s", url, curl_source_message(code, why, sizeof why));
-
+  nearfile_curl_counts counts = {0};
+  nearfile_curl_settings settings = {.struct_size = sizeof settings, .counts = &counts};
   nearfile_cache *cache = NULL;
   nearfile_file *file = NULL;
-  nearfile_source source = curl_source_callbacks(far);
-  nearfile_options options = {.struct_size = sizeof options, .key = url, .version = far->version, .size = far->size};
-  int status = 0;
-  if (nearfile_cache_open(dir, NULL, &cache) != NEARFILE_OK) {
-    status = fail("%s: %s", dir, nearfile_reason());
-  } else if (nearfile_open(cache, &source, &options, &file) != NEARFILE_OK) {
-    status = fail("%s: %s", url, nearfile_reason());
-  }
-  if (file == NULL) { /* far is ours still */
-    curl_source_free(far);
-  } else {
-    status = read_zip(file, far, start, count, seed);
-    nearfile_close(file);
-  }
+  int32_t result = nearfile_cache_open(dir, NULL, &cache);
+  if (result != NEARFILE_OK) return fail("%s: %s", dir, reason(result));
+  result = nearfile_curl_open(cache, url, &settings, NULL, &file);
+  int status = result == 0 ? read_zip(file, &counts, start, count, seed) : fail("%s", reason(result));
+  nearfile_close(file);
   nearfile_cache_close(cache);
   return status;
 }
 
-static bool parse_number(const char *text, uint64_t *out) { return curl_source_number(&text, out) && *text == '\0'; }
+static bool parse_number(const char *text, uint64_t *out) {
+  char *end = NULL;
+  errno = 0;
+  *out = strtoull(text, &end, 10);
+  return *text >= '0' && *text <= '9' && *end == '\0' && errno == 0;
+}
 
 int main(int argc, char **argv) {
   uint64_t count = 100, seed = 1;

@@ -12,13 +12,18 @@ for link in libnearfile.so "libnearfile.so.${VERSION%%.*}"; do
   [ "$(readlink -f "$lib/$link")" = "$(readlink -f "$lib")/libnearfile.so.$VERSION" ] || die "$link leads elsewhere"
 done
 
+# The adapters are tried where the libraries of all were found.
+all_adapters=OFF
+case " $ADAPTERS " in *" curl libzip sqlite libarchive hdf5 "*) all_adapters=ON ;; esac
+
 "$CMAKE" -S "$here" -B "$work/cmake" -G "$GENERATOR" -DCMAKE_BUILD_TYPE="$BUILD_TYPE" \
-  -DCMAKE_PREFIX_PATH="$work/moved" -DCONSUMER_VERSION="${VERSION%.*}"
+  -DCMAKE_PREFIX_PATH="$work/moved" -DCONSUMER_VERSION="${VERSION%.*}" -DCONSUMER_ADAPTERS=$all_adapters
 "$CMAKE" --build "$work/cmake"
 for language in c cpp; do
   check_program "$work/cmake/${language}_nearfile" shared
   check_program "$work/cmake/${language}_shared" shared
   check_program "$work/cmake/${language}_static" static
+  [ $all_adapters = OFF ] || check_program "$work/cmake/${language}_adapters" shared
 done
 
 # Without the archive: asked for, it is missed by name; not asked for, it is not missed.
@@ -42,7 +47,9 @@ mkdir "$work/pkg-config"
 export PKG_CONFIG_PATH="${pc%/*}"
 [ "$(pkg-config --modversion nearfile)" = "$VERSION" ] || die "nearfile.pc has another version"
 make -C "$here" OUT="$work/pkg-config" CC="$CC" CXX="$CXX"
+[ $all_adapters = OFF ] || make -C "$here" OUT="$work/pkg-config" CC="$CC" CXX="$CXX" with_adapters
 for language in c cpp; do
   LD_LIBRARY_PATH=$lib check_program "$work/pkg-config/${language}_shared" shared
   check_program "$work/pkg-config/${language}_static" static
+  [ $all_adapters = OFF ] || LD_LIBRARY_PATH=$lib check_program "$work/pkg-config/${language}_adapters" shared
 done
