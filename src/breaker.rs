@@ -37,6 +37,12 @@ impl Breaker {
         (now >= next || next > after) && self.next.compare_exchange(next, after, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
+    /// Whether the last try succeeded.
+    #[inline]
+    pub(crate) fn is_well(&self) -> bool {
+        self.faults.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether it is open; takes no turn.
     pub(crate) fn is_open(&self) -> bool {
         self.faults.load(Ordering::Relaxed) >= FAULTS

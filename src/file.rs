@@ -155,6 +155,7 @@ impl File {
     }
 
     /// Reads at an offset, as `pread`: all that was asked for, less only at the end of the file, 0 past it.
+    #[inline(always)]
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let left = self.size().saturating_sub(offset);
         let len = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));

@@ -379,14 +379,20 @@ impl Index {
 
     /// Notes one more use; a store only until there are three. Lost to a neighbour's now and then: a hint.
     pub(crate) fn warm(&self, page: u64) -> u32 {
-        let Some((word, shift)) = self.recency(page) else { return 0 };
-        let before = word.load(Ordering::Relaxed);
-        let uses = before >> shift & 3;
-        if uses == 3 {
-            return 3;
+        self.recency(page).map_or(0, |(word, shift)| warmer(word, shift))
+    }
+
+    /// The same where it needs no room; false where it may. For hits: it does not panic.
+    #[inline(always)]
+    pub(crate) fn warm_at_once(&self, page: u64) -> bool {
+        let (at, shift) = recency_of(self.pages.count(), page);
+        match self.map.half_at(at) {
+            Some(word) if self.fixed || self.is_allocated(at / STRETCH) => {
+                warmer(word, shift);
+                true
+            }
+            _ => false,
         }
-        let _ = word.compare_exchange(before, before + (1 << shift), Ordering::Relaxed, Ordering::Relaxed);
-        uses + 1
     }
 
     pub(crate) fn set_uses(&self, page: u64, uses: u32) {
@@ -437,6 +443,21 @@ impl Index {
             self.make_room(Run::one(page))?;
         }
         Ok(self.word(page).load())
+    }
+
+    /// The same where looking needs nothing else, else `None`. For hits: it does not panic.
+    #[inline(always)]
+    pub(crate) fn peek(&self, page: u64) -> Option<Word> {
+        let at = word_offset(page);
+        if self.in_memory && !self.is_allocated(at / STRETCH) {
+            return None;
+        }
+        self.map.word_at(at).map(|word| PageWord(word).load())
+    }
+
+    fn is_allocated(&self, stretch: u64) -> bool {
+        let bits = self.stretches.get((stretch / 64) as usize);
+        bits.is_some_and(|bits| bits.load(Ordering::Acquire) >> (stretch % 64) & 1 == 1)
     }
 
     fn word(&self, page: u64) -> PageWord<'_> {
@@ -564,6 +585,17 @@ impl Index {
             futex::wait(beat, asleep, time);
         }
     }
+}
+
+#[inline(always)]
+fn warmer(word: &AtomicU32, shift: u32) -> u32 {
+    let before = word.load(Ordering::Relaxed);
+    let uses = before >> shift & 3;
+    if uses == 3 {
+        return 3;
+    }
+    let _ = word.compare_exchange(before, before + (1 << shift), Ordering::Relaxed, Ordering::Relaxed);
+    uses + 1
 }
 
 /// Nanoseconds since 1970.

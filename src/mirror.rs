@@ -60,7 +60,7 @@ impl Mirror {
     }
 
     /// Its descriptor, open for as long as it is held.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn file(&self) -> io::Result<Held<'_>> {
         self.file.hold(|| match &self.name {
             Some(name) => name.open(),
@@ -85,14 +85,25 @@ impl Mirror {
     }
 
     /// Fills the buffer with bytes of present pages, from the map if it may and there is one.
-    #[inline]
     pub(crate) fn copy(&self, buf: &mut [u8], from: u64, mapped: bool) -> io::Result<()> {
+        if mapped && self.copy_mapped(buf, from) { Ok(()) } else { self.read(buf, from) }
+    }
+
+    /// The same with one try, from the map or by one system call; false where that did not bring all of it.
+    #[inline(always)]
+    pub(crate) fn copy_once(&self, buf: &mut [u8], from: u64, mapped: bool) -> bool {
+        if mapped && self.copy_mapped(buf, from) {
+            return true;
+        }
+        let Ok(file) = self.file() else { return false };
+        file::read_once(file.as_fd(), buf, from)
+    }
+
+    #[inline(always)]
+    fn copy_mapped(&self, buf: &mut [u8], from: u64) -> bool {
         match (self.map.get(), usize::try_from(from)) {
-            (Some(map), Ok(at)) if mapped => {
-                map.copy_to(at, buf);
-                Ok(())
-            }
-            _ => self.read(buf, from),
+            (Some(map), Ok(at)) => map.copy_to(at, buf),
+            _ => false,
         }
     }
 

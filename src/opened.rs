@@ -93,8 +93,29 @@ impl Opened {
         Ok(Opened { near, source, fetcher, pages, limits, trust, counters, cache })
     }
 
-    /// Fills `out`, which lies within the file. A hit goes through [`Pair::copy_out`] alone.
+    /// Fills `out`, which lies within the file. Most hits go through [`Pair::hit`] alone.
+    #[inline(always)]
     pub(crate) fn read(&self, out: &mut [u8], offset: u64, frozen: bool, ahead: &Ahead) -> Result<()> {
+        if let Near::Paged(pair) = &self.near {
+            let counters = self.counters.here();
+            if pair.hit(offset, out, self.trust) {
+                counters.hit(out.len() as u64);
+                self.note_hit(ahead, offset + out.len() as u64);
+                return Ok(());
+            }
+        }
+        self.read_on(out, offset, frozen, ahead)
+    }
+
+    #[inline(always)]
+    fn note_hit(&self, ahead: &Ahead, end: u64) {
+        if let Some(fetcher) = &self.fetcher {
+            ahead.hit(fetcher, end);
+        }
+    }
+
+    #[inline(never)]
+    fn read_on(&self, out: &mut [u8], offset: u64, frozen: bool, ahead: &Ahead) -> Result<()> {
         let counters = self.counters.here();
         let len = out.len() as u64;
         let mut done = 0;
@@ -102,9 +123,7 @@ impl Opened {
             done = shield(|| Ok(pair.copy_out(offset, out, self.trust, counters)))?;
             if done == out.len() {
                 counters.hit(len);
-                if let Some(fetcher) = &self.fetcher {
-                    ahead.hit(fetcher, offset + len);
-                }
+                self.note_hit(ahead, offset + len);
                 return Ok(());
             }
         }

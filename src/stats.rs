@@ -85,6 +85,7 @@ impl Counters {
         self.add(count, 1);
     }
 
+    #[inline(always)]
     pub(crate) fn hit(&self, bytes: u64) {
         let mine = &self.stripes[stripe_of_thread()].0;
         mine[Count::Hits as usize].fetch_add(1, Ordering::Relaxed);
@@ -126,6 +127,7 @@ impl FileCounters {
         FileCounters { counters: PerProcess::new() }
     }
 
+    #[inline(always)]
     pub(crate) fn here(&self) -> &Counters {
         self.counters.get()
     }

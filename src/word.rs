@@ -76,3 +76,10 @@ pub(crate) fn copy<E>(seen: &[Word], now: impl Fn(usize) -> Option<Word>, copy: 
     fence(Ordering::Acquire);
     Ok(hook::NO_RECHECK || seen.iter().enumerate().all(|(at, &seen)| now(at) == Some(seen)))
 }
+
+/// The second look of one page, after its bytes were copied by the caller.
+#[inline(always)]
+pub(crate) fn stood(seen: Word, now: impl FnOnce() -> Option<Word>) -> bool {
+    fence(Ordering::Acquire);
+    hook::NO_RECHECK || now() == Some(seen)
+}

@@ -168,6 +168,7 @@ pub(super) fn status(result: Result<()>) -> i32 {
 }
 
 /// A count or a status.
+#[inline(always)]
 pub(super) fn count(result: Result<u64>) -> i64 {
     let small = |value| i64::try_from(value).map_err(|_| Error::Internal("a count above 2^63".into()));
     result.and_then(small).unwrap_or_else(|error| fail(&error).into())

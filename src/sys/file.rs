@@ -264,6 +264,15 @@ pub(crate) fn read_at(file: BorrowedFd<'_>, buf: &mut [u8], from: u64) -> io::Re
     Ok(done)
 }
 
+/// Fills the buffer by one call; false where that gave less, or an error.
+#[inline(always)]
+pub(crate) fn read_once(file: BorrowedFd<'_>, buf: &mut [u8], from: u64) -> bool {
+    let Ok(at) = offset(from) else { return false };
+    let (into, fd) = (buf.as_mut_ptr().cast(), file.as_raw_fd());
+    // SAFETY: `buf` is ours for the call.
+    matches!(check_len("pread", buf.len(), |len| unsafe { libc::pread(fd, into, len, at) }), Ok(n) if n == buf.len())
+}
+
 /// Writes all of it, or an error; then some of it may have been written.
 pub(crate) fn write_at(file: BorrowedFd<'_>, buf: &[u8], to: u64) -> io::Result<()> {
     signal::without_file_size(|| {

@@ -18,6 +18,7 @@ static LAST: AtomicU32 = AtomicU32::new(0);
 static BY_PID: AtomicU64 = AtomicU64::new(0);
 
 /// The number of this process in its line of forks; never 0.
+#[inline(always)]
 pub(crate) fn generation() -> u32 {
     let word = WORD.load(Ordering::Acquire);
     // SAFETY: null, or the page that `wiped_page` mapped and never unmaps.
@@ -103,6 +104,7 @@ impl<T: Default> PerProcess<T> {
     }
 
     /// This process's value; made here if this is its first use. `T::default` must not allocate.
+    #[inline(always)]
     pub(crate) fn get(&self) -> &T {
         let generation = generation();
         // SAFETY: `current` is null or came from `make`; it is freed only by `drop`, which has `&mut self`.

@@ -44,17 +44,34 @@ impl SharedMap {
 
     /// The 64-bit word at a byte offset, a multiple of 8. Past the end: a defect, and a panic rather than a stray load.
     pub(crate) fn word(&self, offset: u64) -> &AtomicU64 {
-        assert!(offset % 8 == 0 && offset + 8 <= self.len as u64, "a word outside of the map");
+        self.word_at(offset).unwrap_or_else(|| outside(offset))
+    }
+
+    /// The same; `None` past the end.
+    #[inline(always)]
+    pub(crate) fn word_at(&self, offset: u64) -> Option<&AtomicU64> {
+        let inside = offset % 8 == 0 && offset < self.len as u64 / 8 * 8;
         // SAFETY: inside the map and aligned (maps start on a page); only ever used as an atomic.
-        unsafe { &*self.start.as_ptr().add(offset as usize).cast::<AtomicU64>() }
+        inside.then(|| unsafe { &*self.start.as_ptr().add(offset as usize).cast::<AtomicU64>() })
     }
 
     /// The 32-bit word at a byte offset, a multiple of 4.
     pub(crate) fn half(&self, offset: u64) -> &AtomicU32 {
-        assert!(offset % 4 == 0 && offset + 4 <= self.len as u64, "a word outside of the map");
-        // SAFETY: as in `word`.
-        unsafe { &*self.start.as_ptr().add(offset as usize).cast::<AtomicU32>() }
+        self.half_at(offset).unwrap_or_else(|| outside(offset))
     }
+
+    /// The same; `None` past the end.
+    #[inline(always)]
+    pub(crate) fn half_at(&self, offset: u64) -> Option<&AtomicU32> {
+        let inside = offset % 4 == 0 && offset < self.len as u64 / 4 * 4;
+        // SAFETY: as in `word_at`.
+        inside.then(|| unsafe { &*self.start.as_ptr().add(offset as usize).cast::<AtomicU32>() })
+    }
+}
+
+#[cold]
+fn outside(offset: u64) -> ! {
+    panic!("a word outside of the map, at {offset}")
 }
 
 impl Drop for SharedMap {
@@ -97,12 +114,17 @@ impl Window {
 
     /// Copies from byte `at` of what was asked for. Others may be punching or writing there: the caller looks afterwards whether what it
     /// copied stood still, and throws it away where it did not.
-    pub(crate) fn copy_to(&self, at: usize, out: &mut [u8]) {
+    /// False where the window does not have them.
+    #[inline(always)]
+    pub(crate) fn copy_to(&self, at: usize, out: &mut [u8]) -> bool {
         let inside = self.skip.checked_add(at).and_then(|from| from.checked_add(out.len())).is_some_and(|end| end <= self.len);
-        assert!(inside, "bytes outside of the window");
+        if !inside {
+            return false;
+        }
         // SAFETY: inside the map, and `out` is the caller's. The copy is the C library's, on raw memory: the compiler is told nothing
         // about bytes that change under it.
         unsafe { libc::memcpy(out.as_mut_ptr().cast(), self.start.as_ptr().add(self.skip + at).cast(), out.len()) };
+        true
     }
 }
 

@@ -52,6 +52,7 @@ fn check<T: Value>(name: &'static str, mut call: impl FnMut() -> T) -> io::Resul
 }
 
 /// The same for calls that move up to `len` bytes, and return how many.
+#[inline(always)]
 fn check_len(name: &'static str, len: usize, mut call: impl FnMut(usize) -> libc::ssize_t) -> io::Result<usize> {
     check(name, || call(fault::cut(len))).map(isize::unsigned_abs)
 }
