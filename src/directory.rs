@@ -6,7 +6,7 @@ use crate::control::{Control, hex, named, temporary_name};
 use crate::dropping::Dropped;
 use crate::error::{Error, Result};
 use crate::format::SESSION_LOCK;
-use crate::format::{Header, Unreadable};
+use crate::format::{BLOCK, Header, State, Unreadable};
 use crate::index::{self, Index};
 use crate::lock::INDEX_SESSION;
 use crate::log;
@@ -356,8 +356,16 @@ impl Shared {
         let control = Arc::new(Control::open(fd.as_fd())?);
         let census = || {
             let again = sweep_orphans(path, fd.as_fd());
-            let indexes = list(path, fd.as_fd()).filter_map(|listed| Index::map(listed.index, &listed.header, false).ok());
-            Census { bytes: indexes.map(|index| index.recount_held()).sum(), again }
+            let closed = list(path, fd.as_fd()).map(|listed| (!listed.is_open(), listed));
+            let indexes =
+                closed.filter_map(|(closed, listed)| Some((closed, Index::map(listed.index, &listed.header, false).ok()?)));
+            let count = |(closed, index): (bool, Index)| {
+                if closed {
+                    let _ = punch_strays(fd.as_fd(), &index); // where it cannot, what is there is not counted
+                }
+                index.recount_held()
+            };
+            Census { bytes: indexes.map(count).sum(), again }
         };
         let dir = Arc::clone(fd);
         let budget = Budget::open(Arc::clone(&control), dir, options.size_limit, options.min_free, wait, census)?;
@@ -404,6 +412,7 @@ fn listed(dir: BorrowedFd<'_>, name: CString) -> io::Result<Option<Listed>> {
 /// mirrors that no index names; these only if empty, or if every index here can be read. Nobody else is in the directory. What is of
 /// another kind is left alone; whether something is young enough to be in the making, and so left for the next sweep, is returned.
 fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) -> bool {
+    names(path).filter(|name| name.to_bytes().ends_with(b".index")).for_each(|name| sweep_torn(dir, &name));
     let mirrors: Vec<CString> = list(path, dir).map(|pair| named(&pair.header.mirror, "data")).collect();
     let all_read = mirrors.len() == names(path).filter(|name| name.to_bytes().ends_with(b".index")).count();
     let age_left_behind = |name: &CStr| {
@@ -412,7 +421,8 @@ fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) -> bool {
         let ours = if name.to_bytes().ends_with(b".data") {
             all_read
         } else {
-            Control::was_to_be(&file) || matches!(index::read_header(file.as_fd(), &stat), Ok(Ok(_)))
+            let header = index::read_header(file.as_fd(), &stat);
+            Control::was_to_be(&file) || matches!(header, Ok(Ok(_) | Err(Unreadable::Damaged(_))))
         };
         (unfit(&stat).is_none() && (ours || stat.allocated == 0)).then(|| index::now().saturating_sub(stat.changed))
     };
@@ -431,6 +441,38 @@ fn sweep_orphans(path: &Path, dir: BorrowedFd<'_>) -> bool {
         }
     }
     again
+}
+
+/// Removes an index that a power cut tore before it was whole, so that its mirror can be told to be nobody's.
+fn sweep_torn(dir: BorrowedFd<'_>, name: &CStr) {
+    let torn = || {
+        let file = file::open_at(Some(dir), name, Open::Existing)?;
+        let stat = file::stat(file.as_fd())?;
+        Ok::<_, io::Error>(
+            unfit(&stat).is_none() && matches!(index::read_header(file.as_fd(), &stat)?, Err(Unreadable::Damaged(_))),
+        )
+    };
+    if torn().unwrap_or(false) {
+        let _ = file::unlink_at(Some(dir), name);
+    }
+}
+
+/// Gives back what a mirror has under absent pages: after a power cut bytes may be there whose words are not. Nobody has it open.
+fn punch_strays(dir: BorrowedFd<'_>, index: &Index) -> io::Result<()> {
+    let mirror = file::open_at(Some(dir), &named(&index.header().mirror, "data"), Open::Existing)?;
+    let pages = index.pages();
+    let mut at = 0;
+    while let Some(data) = file::next_data(mirror.as_fd(), at)?.filter(|&data| data < pages.size) {
+        let run = index.alike(pages.page_of(data))?;
+        let bytes = pages.bytes_of(run);
+        // Blocks that a present page has a part in are its own.
+        let hole = bytes.start.next_multiple_of(BLOCK)..if bytes.end == pages.size { bytes.end } else { bytes.end / BLOCK * BLOCK };
+        if index.load(run.first)?.state() == State::Absent && !hole.is_empty() {
+            file::punch(mirror.as_fd(), hole.start..hole.end.next_multiple_of(BLOCK))?;
+        }
+        at = bytes.end;
+    }
+    Ok(())
 }
 
 /// Nobody takes so long to make a pair.

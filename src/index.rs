@@ -437,6 +437,16 @@ impl Index {
         Ok(())
     }
 
+    /// The pages from one on, up to some thousands, that are all absent as it is, or all not.
+    pub(crate) fn alike(&self, first: u64) -> io::Result<Run> {
+        let absent = |page| self.load(page).map(|word| word.state() == State::Absent);
+        let (mut last, furthest, like) = (first, (first + 8192).min(self.pages.count()) - 1, absent(first)?);
+        while last < furthest && absent(last + 1)? == like {
+            last += 1;
+        }
+        Ok(Run { first, last })
+    }
+
     /// A page's word; an error where even looking needs room that there is not.
     pub(crate) fn load(&self, page: u64) -> io::Result<Word> {
         if self.in_memory {

@@ -1,6 +1,7 @@
 //! A far file whose bytes are known, its near copy below a disk, and what the directory says of itself.
 
 use nearfile::{Cache, CacheOptions, Connection, File, Options, Source, SourceError};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -101,7 +102,20 @@ impl Random {
     }
 }
 
-/// Checks, while nobody changes the directory, that its count is what the page words answer for.
+/// Bytes of a file that are data, as the file system tells them.
+fn data_bytes(path: &Path) -> u64 {
+    let file = std::fs::File::open(path).unwrap();
+    let seek = |from: i64, whence| unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
+    let (mut at, mut sum) = (seek(0, libc::SEEK_DATA), 0);
+    while at >= 0 {
+        let end = seek(at, libc::SEEK_HOLE);
+        sum += (end - at) as u64;
+        at = seek(end, libc::SEEK_DATA);
+    }
+    sum
+}
+
+/// Checks, while nobody changes the directory, that its count is what the page words answer for, and that the mirrors hold no more.
 /// The offsets are those of src/format.rs.
 pub fn check_count(mount: &Path) {
     let dir = mount.join("cache");
@@ -121,11 +135,19 @@ pub fn check_count(mount: &Path) {
         }
         let (size, page_size, dropping) = (word(&path, 32), word(&path, 40), word(&path, 208));
         let left = (dropping >> 24)..(dropping >> 24) + (dropping & 0xff_ffff);
+        let before = answered;
         for page in 0..size.div_ceil(page_size) {
             let (start, end) = (page * page_size, ((page + 1) * page_size).min(size));
             if word(&path, 12288 + 8 * page) & 3 != 0 || left.contains(&page) {
                 answered += end.next_multiple_of(4096) - start / 4096 * 4096;
             }
+        }
+        let mut name = [0; 16];
+        std::fs::File::open(&path).unwrap().read_exact_at(&mut name, 48).unwrap();
+        let mirror = dir.join(name.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".data");
+        if page_size % 4096 == 0 && mirror.exists() {
+            let (data, counted) = (data_bytes(&mirror), answered - before);
+            assert!(data <= counted, "{mirror:?} holds {data}, and {counted} are counted");
         }
     }
     let used = word(&dir.join("control"), 72);
