@@ -5,11 +5,12 @@ import math
 
 KI, MI, GI, TI = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 OURS = ("nearfile", "nearfile-map")
+FOYER = (("foyer", "foyer"), ("foyer, in memory", "foyer-memory"))
 
 
 @dataclasses.dataclass
 class Contender:
-    """A column. `program`: c or python; `name`: what the program calls it; `daemon`: what serves it, `peer`: what must be there."""
+    """A column. `program`: c, python or foyer; `name`: what the program calls it; `daemon`: what serves it, `peer`: what must be there."""
 
     label: str
     program: str = "c"
@@ -55,8 +56,9 @@ def python(label, name="", **more):
 
 
 def peers(slower=True, http=False):
-    """Those that can read any file: http says how they get the far one where that is not a local file."""
+    """The peers; http: the far file comes from the server."""
     by = (lambda n: n) if slower else (lambda n: 1)
+    foyer = [Contender(label, "foyer", name, peer="foyer", slower=by(20)) for label, name in FOYER]
     return [
         python("pfio", peer="pfio", slower=by(4), http=http),
         python("pfio MP", "pfio-mp", peer="pfio", slower=by(8), http=http),
@@ -65,6 +67,7 @@ def peers(slower=True, http=False):
         c("GDAL vsicurl", "gdal", peer="GDAL", slower=by(8), http=True),
         c("nbdkit cache", "nbd", daemon="nbdkit", peer="nbdkit", slower=by(20), http=http),
         c("rclone mount", "pread", daemon="rclone", peer="rclone", http=http),
+        *([] if http else foyer),
     ]
 
 
@@ -97,7 +100,7 @@ def warm(far):
     cases.append(Case("pinned", "the pointer of a pinned range, one byte through it", "pread",
                       [c("pread"), c("pinned"), c("pin and release", "pin+release", slower=50)],
                       {"op": 64 * KI, "count": 100_000, "size": far, "page": MI}, group="warm"))
-    cases.append(Case("calls", "system calls a hit, 4 KiB", "", [c("pread"), *map(c, OURS), *[p for p in peers(False) if p.name != "nbd"]],
+    cases.append(Case("calls", "system calls a hit, 4 KiB", "", [c("pread"), *map(c, OURS), *[p for p in peers(False) if p.name not in ("nbd", "foyer")]],
                       {"op": 4 * KI, "count": 1000, "size": far // 8, "page": MI}, rounds=1, unit="calls", group="warm", strace=True))
     cases.append(Case("python-4k", "from Python, warm, random, 4 KiB", "os.preadv",
                       [python("os.preadv"), *map(python, OURS), python("pfio", peer="pfio", slower=2),
@@ -135,7 +138,7 @@ def cold(far):
         plain = [] if http else [c("a page at a time", "paged", rounds=3), c("no cache", "uncached", rounds=3),
                                  c("copy, no latency", "copy", params={"page": 8 * MI, "delay_us": 0})]
         bounds = {} if http else {"the bound": window_bound}
-        theirs = peers(False, http=True) if http else [p for p in peers(False) if p.program == "python"]
+        theirs = peers(False, http=True) if http else [p for p in peers(False) if p.program != "c"]
         cases.append(Case(f"cold-sequential-5ms-64k{source}", f"cold, sequential, 64 KiB pages, 5 ms a request{over}",
                           "nearfile" if http else "a page at a time", plain + ours + [dataclasses.replace(p, rounds=3) for p in theirs],
                           {**base, "op": 64 * KI, "count": small // (64 * KI), "size": small, "page": 64 * KI}, unit="ms", rounds=5,

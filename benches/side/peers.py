@@ -21,7 +21,8 @@ os.environ["PATH"] += f":/usr/sbin:/sbin:{os.environ.get('CARGO_HOME', os.path.e
 os.environ["no_proxy"] = "127.0.0.1"
 
 APT = {"rclone": "peer_rclone", "nbdkit": "peer_nbdkit", "FFmpeg": "peer_ffmpeg", "GDAL": "peer_gdal"}
-PIP = ("pfio", "fsspec", "foyer")
+PIP = ("pfio", "fsspec", "matplotlib")
+FOYER = WORK / "foyer/release/foyer_contender"
 LIBRARIES = {"FFmpeg": "libavformat", "GDAL": "libgdal", "nbdkit": "libnbd"}
 
 
@@ -46,11 +47,11 @@ class Peers:
     def __init__(self, install):
         self.versions, self.missing, self.libraries = {}, {}, {}
         self._make_venv()
-        for name in PIP[:2]:
+        for name in PIP:
             self._try(name, lambda name=name: self._pip(name))
-        self._try("matplotlib", lambda: self._pip("matplotlib"))
         for name, word in APT.items():
             self._try(name, lambda name=name, word=word: self._debian(name, word, install))
+        self._try("foyer", lambda: self._foyer(install))
         self.versions["cp"] = re.search(r"[\d.]+", output("cp", "--version")).group()
         for name, why in self.missing.items():
             say(f"without {name}: {why}")
@@ -94,6 +95,14 @@ class Peers:
         return re.search(r"\d+\.[\d.]+\d", output(program, "version" if name == "rclone" else "--version")).group()
 
 
+    def _foyer(self, install):
+        if install:
+            output("cargo", "build", "--locked", "--release", "--quiet", "--manifest-path", HERE / "foyer/Cargo.toml", "--target-dir", WORK / "foyer")
+        if not FOYER.exists():
+            raise Missing("not built (--quick installs no peers)")
+        return re.search(r'name = "foyer"\nversion = "([^"]+)"', (HERE / "foyer/Cargo.lock").read_text()).group(1)
+
+
 # ---- what is built ----
 
 
@@ -125,7 +134,7 @@ def start(command, **more):
 def stop(process):
     if process is None or process.poll() is not None:
         return
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:

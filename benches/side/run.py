@@ -10,7 +10,7 @@ import subprocess
 
 import peers
 from cases import OURS
-from peers import HERE, PYTHON, WORK, Missing, say
+from peers import HERE, PYTHON, WORK, Missing, say, stop
 
 SCALE = {"ns": 1, "ms": 1e-6}
 
@@ -24,7 +24,8 @@ class Running:
 
     def __init__(self, contender, case, setting):
         self.contender, self.case, self.setting = contender, case, setting
-        self.values, self.last, self.daemon, self.process, self.error = [], {}, None, None, ""
+        self.values, self.last, self.error = [], {}, ""
+        self.daemon = self.process = self.perf = None
         self.dir = WORK / "dirs" / case.name / re.sub(r"\W+", "-", contender.label)
         shutil.rmtree(self.dir, ignore_errors=True)
         self.dir.mkdir(parents=True)
@@ -51,7 +52,7 @@ class Running:
         self.start_daemon()
         environment = {**os.environ, "NEARFILE_LIBRARY": str(WORK / "lib/libnearfile.so.0"), "PYTHONPATH": str(peers.ROOT / "python"),
                        "SIDE_LIBRARY": self.setting.peers.libraries.get(self.contender.peer, "")}
-        program = [WORK / "side"] if self.contender.program == "c" else [PYTHON, HERE / "contender.py"]
+        program = {"c": [WORK / "side"], "python": [PYTHON, HERE / "contender.py"], "foyer": [peers.FOYER]}[self.contender.program]
         self.command = [*program, *(f"{key}={value}" for key, value in self.params().items())]
         self.environment = environment
         if self.case.strace:
@@ -59,6 +60,18 @@ class Running:
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
                                         stderr=open(WORK / "errors.log", "a"))
         self.answer()
+        if self.setting.profile and self.contender.ours:
+            self.perf = peers.start(["perf", "record", "-q", "-o", self.profile(), "-p", self.process.pid])
+
+    def profile(self):
+        return WORK / "results" / f"{self.case.name} {self.contender.label}.perf"
+
+    def report_profile(self):
+        """Where its turns went: the functions with most of the samples."""
+        stop(self.perf)
+        lines = peers.output("perf", "report", "-i", self.profile(), "--stdio", "--no-children", "--percent-limit", "2", "-F", "overhead,dso,symbol")
+        print(f"\n{self.case.name}: {self.contender.label}")
+        print("\n".join(f"  {line.strip()}" for line in lines.splitlines() if "%" in line and not line.startswith("#")), flush=True)
 
     def start_daemon(self):
         if not self.contender.daemon:
@@ -131,6 +144,8 @@ class Running:
         return int(re.search(r"^total\s+(\d+)", log.read_text(), re.M).group(1))
 
     def stop(self):
+        if self.perf is not None:
+            self.report_profile()
         if self.process is not None:
             self.process.stdin.close()
             try:
