@@ -2,11 +2,10 @@
 #define _GNU_SOURCE
 #include "side.h"
 
-#include "../../examples/curl_source.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <nearfile.h>
+#include <nearfile/curl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -61,11 +60,13 @@ static nearfile_source sleeping_source(const side *side) {
 }
 
 static nearfile_source http_source(const side *side) {
-  curl_source *far;
+  static nearfile_curl_object object;
+  nearfile_source source;
   char why[256];
-  int32_t code = curl_source_new(side->url, &far);
-  if (code != 0) side_die("%s: %s", side->url, curl_source_message(code, why, sizeof why));
-  return curl_source_callbacks(far);
+  int32_t code = nearfile_curl_probe(side->url, NULL, &object);
+  if (code == 0) code = nearfile_curl_source(side->url, &object, NULL, &source);
+  if (code != 0) side_die("%s: %s", side->url, nearfile_curl_message(code, why, sizeof why));
+  return source;
 }
 
 // ---- opening ----

@@ -117,7 +117,7 @@ def build():
     link = output_dir / "libnearfile.so"
     link.unlink(missing_ok=True)
     link.symlink_to("libnearfile.so.0")
-    subprocess.run(["gcc", "-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{ROOT}/include", *sorted(HERE.glob("*.c")),
+    subprocess.run(["gcc", "-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pedantic", "-isystem", ROOT / "include", *sorted(HERE.glob("*.c")),
                     "-o", WORK / "side", f"-L{output_dir}", f"-Wl,-rpath,{output_dir}", "-lnearfile", "-lcurl", "-lzip", "-lpthread",
                     "-ldl"], check=True)
 
