@@ -66,7 +66,7 @@ def peers(slower=True, http=False):
         c("FFmpeg cache:", "ffmpeg", peer="FFmpeg", slower=by(4), http=http),
         c("GDAL vsicurl", "gdal", peer="GDAL", slower=by(8), http=True),
         c("nbdkit cache", "nbd", daemon="nbdkit", peer="nbdkit", slower=by(20), http=http),
-        c("rclone mount", "pread", daemon="rclone", peer="rclone", http=http),
+        c("rclone mount", "mounted", daemon="rclone", peer="rclone", http=http),
         *([] if http else foyer),
     ]
 
@@ -90,7 +90,7 @@ def warm(far):
     for op, count in READS.items():
         for workers, params in (("", {}), ("-2t", {"threads": 2}), ("-2p", {"processes": 2})):
             who = {"": "1 thread", "-2t": "2 threads", "-2p": "2 processes"}[workers]
-            more = peers() if not workers else [c("rclone mount", "pread", daemon="rclone", peer="rclone")] if op == 4 * KI else []
+            more = peers() if not workers else [c("rclone mount", "mounted", daemon="rclone", peer="rclone")] if op == 4 * KI else []
             cases.append(Case(f"warm-{named(op)}{workers}", f"warm, random, {in_words(op)}, {who}", "pread", base + more,
                               {"op": op, "count": count, "size": far, "page": MI, **params}, group="warm"))
     cases.append(Case("warm-sequential", "warm, sequential, 128 KiB", "pread", base + peers(),
@@ -147,7 +147,7 @@ def cold(far):
         for page in (64 * KI, MI):
             count = 2000 if ms == 0 else 200
             theirs = [dataclasses.replace(p, rounds=3) for p in peers(False, http=ms > 0)]
-            cases.append(Case(f"cold-random-{ms}ms-{named(page)}", f"cold, random 4 KiB, {in_words(page)} pages, {ms} ms a request", "no cache",
+            cases.append(Case(f"cold-random-{ms}ms-{named(page)}", f"cold, random 4 KiB, {in_words(page)} pages, {ms} ms a request", "a page at a time",
                               [c("no cache", "uncached"), c("a page at a time", "paged"), *map(c, OURS), *theirs],
                               {"mode": "cold", "op": 4 * KI, "count": count, "size": size, "page": page}, unit="ms", rounds=5, latency_ms=ms,
                               group="cold"))
@@ -186,8 +186,10 @@ def others(far):
              [c("pread", "zip-pread"), c("nearfile", "zip-nearfile"), c("nearfile-map", "zip-nearfile-map")], zipped, unit="ms", group="zip"),
         Case("zip-python-warm", "a zip of 1,000 members, warm, Python's zipfile", "pread", [python("pread", "os.preadv"), *python_zips],
              zipped, unit="ms", group="zip"),
-        Case("zip-cold", "a zip of 1,000 members, cold, 5 ms a request, Python's zipfile", "pfio",
-             [*python_zips, python("no cache", "uncached", rounds=1)], {**zipped, "mode": "cold"}, rounds=3, unit="ms", latency_ms=5, group="zip"),
+        *[Case(f"zip-cold{name}", f"a zip of 1,000 members{order}, cold, 1 MiB pages, 5 ms a request, Python's zipfile", "pfio",
+               [*python_zips, python("no cache", "uncached", rounds=1)], {**zipped, "mode": "cold", "pattern": pattern}, rounds=3, unit="ms",
+               latency_ms=5, group="zip")
+          for name, order, pattern in (("", " as they lie", "zip-in-order"), ("-random", " in random order", "zip"))],
         Case("open", "opening a file of 1 TiB, 64 KiB pages", "nearfile",
              [c("nearfile", "opening", params={"count": 20}), python("fsspec", peer="fsspec", params={"pattern": "open"}),
               python("pfio", peer="pfio", rounds=1, long=True, params={"pattern": "open"})],
@@ -258,7 +260,8 @@ GOALS = [
     Goal("8 processes, one cold file, 5 ms: 1.000 amplification", ("eight",), value("nearfile", "amplification"), 1.0, "{:.3f}"),
     Goal("and ≤ 0.5 × the time of 8 uncached readers", ("eight",), ratio("nearfile"), 0.5),
     Goal("zip of 1,000 members, warm, map: ≤ 1.0 × raw pread", ("zip-warm",), ratio("nearfile-map"), 1.0),
-    Goal("zip of 1,000 members, cold: ≤ 0.7 × pfio", ("zip-cold",), ratio("nearfile", "pfio"), 0.7),
+    Goal("zip of 1,000 members as they lie, cold: ≤ 0.7 × pfio", ("zip-cold",), ratio("nearfile"), 0.7),
+    Goal("zip of 1,000 members in random order, cold: ≤ 0.7 × pfio", ("zip-cold-random",), ratio("nearfile"), 0.7),
     Goal("batch of 256 ranges of 100 KiB in one call, 5 ms, 16 connections: ≤ 1.3 × the latency bound", ("batch",), ratio("nearfile", "the bound"), 1.3),
     Goal("open 1 TiB at 64 KiB pages: ≤ 0.2 ms", ("open",), value("nearfile", scale=1e-6), 0.2, "{:.3f} ms"),
     Goal("and ≤ 16 KiB allocated", ("open",), value("nearfile", "extra", 1 / KI), 16, "{:.0f} KiB"),

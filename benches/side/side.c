@@ -201,6 +201,7 @@ static void start_workers(const side *side, const contender *contender) {
   gates = shared(sizeof *gates);
   make_gate(&gates->start, count + 1), make_gate(&gates->end, count + 1), make_gate(&gates->closed, count + 1);
   void *handle = side->threads > 1 && !contender->per_thread && !is_cold(side) ? contender->open(side) : NULL;
+  if (handle == NULL && !is_cold(side)) contender->close(contender->open(side));  // what a first opener makes is made once
   for (unsigned number = 0; number < count; number++) {
     thread_start *start = malloc(sizeof *start);
     *start = (thread_start){.side = side, .contender = contender, .number = number, .handle = handle};
