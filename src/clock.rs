@@ -8,6 +8,7 @@
 
 use crate::dropping::{Dropped, Dropper};
 use crate::format::{State, cost};
+use crate::index::now;
 use crate::pair::Pair;
 use crate::range::Run;
 use crate::sync::{AtomicU32, Ordering};
@@ -20,6 +21,8 @@ const EARNED: u32 = 3;
 const LUCKY: u32 = 100;
 /// Turns of the hand that bring every count to 0 and take its page.
 pub(crate) const TURNS: u32 = 4;
+/// A sweep in vain is not repeated for so many times as long as it took.
+const VAIN: u64 = 20;
 /// Pages that are dropped with one lock and punched together, at most.
 const TOGETHER: u64 = 512;
 
@@ -30,8 +33,25 @@ impl Pair {
         self.index().warm(page) >= EARNED || TURN.fetch_add(1, Ordering::Relaxed) % LUCKY == LUCKY - 1
     }
 
-    /// Moves the hand until so many bytes are free, at most `turns` times around. Frozen, pinned and fetched pages stay.
+    /// Moves the hand until so many bytes are free, at most `turns` times around. Frozen, pinned and fetched pages stay. Where all
+    /// turns were in vain, nobody of this process tries again for a while, so that reads of a full file do not spend their time on it.
     pub(crate) fn sweep(&self, bytes: u64, turns: u32) -> io::Result<Dropped> {
+        if turns < TURNS {
+            return self.sweep_now(bytes, turns);
+        }
+        let start = now();
+        if start < self.vain_until().load(Ordering::Relaxed) {
+            return Ok(Dropped::default());
+        }
+        let gone = self.sweep_now(bytes, turns)?;
+        if gone.bytes < bytes {
+            let took = now().saturating_sub(start);
+            self.vain_until().store(start.saturating_add(took.saturating_mul(VAIN)), Ordering::Relaxed);
+        }
+        Ok(gone)
+    }
+
+    fn sweep_now(&self, bytes: u64, turns: u32) -> io::Result<Dropped> {
         let mut gone = Dropped::default();
         let Some(dropper) = self.dropper(Duration::ZERO)? else { return Ok(gone) };
         let count = self.pages().count();

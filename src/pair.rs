@@ -10,7 +10,7 @@ use crate::log;
 use crate::mirror::Mirror;
 use crate::range::{Pages, Run};
 use crate::stats::{Count, Counters};
-use crate::sync::Mutex;
+use crate::sync::{AtomicU64, Mutex};
 use crate::sys::file;
 use crate::sys::fork::PerProcess;
 use crate::word;
@@ -61,6 +61,8 @@ pub(crate) struct Pair {
     /// How long its end waits for others who come in or go.
     wait: Duration,
     local: PerProcess<Local>,
+    /// Until when nobody looks for pages to give up, nanoseconds since 1970: it was in vain.
+    vain_until: AtomicU64,
     identity: (u64, u64),
 }
 
@@ -92,7 +94,17 @@ impl Pair {
         wait: Duration,
         identity: (u64, u64),
     ) -> Arc<Pair> {
-        let pair = Pair { index, mirror, locks: PageLocks::new(), place, account, wait, local: PerProcess::new(), identity };
+        let pair = Pair {
+            index,
+            mirror,
+            locks: PageLocks::new(),
+            place,
+            account,
+            wait,
+            local: PerProcess::new(),
+            vain_until: AtomicU64::new(0),
+            identity,
+        };
         Arc::new(pair)
     }
 
@@ -140,6 +152,10 @@ impl Pair {
                 log::warn(|| format!("{path}: cannot be mapped ({error}): hits are read"));
             }
         }
+    }
+
+    pub(crate) fn vain_until(&self) -> &AtomicU64 {
+        &self.vain_until
     }
 
     pub(crate) fn local(&self) -> &Local {

@@ -55,7 +55,7 @@ pub(crate) struct Pool {
 struct Connections {
     state: Mutex<State>,
     freed: Condvar,
-    /// What a request costs beside its bytes, microseconds, a moving average, plus 1; 0: not known yet.
+    /// What the last four requests cost beside their bytes, 16 bits each, in units of [`PACE_UNIT`], at least 1; 0: no request yet.
     pace: AtomicU64,
 }
 
@@ -150,16 +150,15 @@ impl Drop for Closing<'_> {
 
 /// What moving bytes takes by itself, bytes a microsecond: 2 GB/s.
 const BYTES_A_MICRO: u128 = 2000;
-/// A request that costs more than this beside its bytes is a slow one, microseconds: handing it to another thread costs tens.
-const SLOW: u64 = 300;
+const PACE_UNIT: u128 = 4; // microseconds
+/// A request that costs more than this beside its bytes is a slow one: 300 microseconds; handing it to another thread costs tens.
+const SLOW: u64 = 75;
 
 impl Connections {
     fn note_pace(&self, took: Duration, bytes: usize) {
-        let cost = took.as_micros().saturating_sub(bytes as u128 / BYTES_A_MICRO);
-        let cost = u64::try_from(cost).unwrap_or(u64::MAX / 4).min(u64::MAX / 4) + 1;
+        let cost = took.as_micros().saturating_sub(bytes as u128 / BYTES_A_MICRO) / PACE_UNIT;
         let before = self.pace.load(Ordering::Relaxed);
-        let average = if before == 0 { cost } else { (3 * before + cost) / 4 };
-        self.pace.store(average.max(1), Ordering::Relaxed);
+        self.pace.store(before << 16 | cost.clamp(1, 0xffff) as u64, Ordering::Relaxed);
     }
 
     /// Changes the state so that one who waits for a connection may go on.
@@ -285,7 +284,9 @@ impl Pool {
     /// Whether a request takes so long that it pays to have others beside it; `None` before the first.
     pub(crate) fn is_slow(&self) -> Option<bool> {
         let pace = self.connections.get().pace.load(Ordering::Relaxed);
-        (pace > 0).then_some(pace > SLOW)
+        // All of them: one alone may have lost its turn on a busy machine.
+        let slow = (0..4).map(|at| pace >> (16 * at) & 0xffff).filter(|&cost| cost != 0).all(|cost| cost > SLOW);
+        (pace != 0).then_some(slow)
     }
 
     /// Asks the source for the size of the remote file.
