@@ -26,7 +26,7 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 import pytest
-from common import Nginx, noise, run_children, s3_server
+from common import Nginx, noise, run_children, s3_server, wait_until
 from fsspec_worker import PAGE, SIZE, identity, read_all, read_pickled
 
 PAGES = [*range((SIZE + PAGE - 1) // PAGE)]
@@ -390,7 +390,7 @@ def test_a_target_that_is_no_better_than_one_socket(near):
             one.submit(file.pread, PAGE, 0).result()
             # The other takes over the connection that the first thread made, and the first needs another.
             slow = other.submit(file.pread, PAGE, PAGE)
-            time.sleep(0.05)
+            wait_until(lambda: any(fs.user for fs in OneSocket.made))
             assert one.submit(file.pread, PAGE, 2 * PAGE).result() + slow.result() == noise(SIZE)[2 * PAGE : 3 * PAGE] + noise(SIZE)[PAGE : 2 * PAGE]
         assert not OneSocket.mixed and len(OneSocket.made) == 3
 
