@@ -1,7 +1,7 @@
 // Reads the end of a far file through nearfile: java -cp jna.jar Java.java URL CACHE_DIR. Run it twice: the second run reads no source.
 //
-// JNA brings callbacks to Java from any thread: the source may have many connections. No exception leaves a callback: JNA would
-// answer 0 for it, and nearfile refuse a length that nobody set.
+// JNA brings callbacks to Java from any thread, the library's own too: this source keeps no state (NEARFILE_SOURCE_FORK_SAFE), so many
+// read it at once, and ahead. No exception leaves a callback: JNA would answer 0, and nearfile refuse a length that nobody set.
 import com.sun.jna.*;
 import com.sun.jna.Structure.FieldOrder;
 import com.sun.jna.ptr.PointerByReference;
@@ -21,6 +21,7 @@ class Java {
         void nearfile_cache_close(Pointer cache);
         int nearfile_open(Pointer cache, Source source, Options options, PointerByReference out);
         long nearfile_pread(Pointer file, byte[] buf, SizeT len, long offset);
+        int nearfile_prefetch(Pointer file, long offset, long len, int flags, Pointer progress, Pointer userData);
         int nearfile_get_stats(Pointer file, Stats stats);
         int nearfile_last_error(Error error);
         void nearfile_close(Pointer file);
@@ -97,6 +98,7 @@ class Java {
     /** A file over the bytes of a URL. What its server answers, if it is not 206, is the code of the failed read. */
     static Pointer open(Pointer cache, String url, String etag, long size) {
         Source source = sized(new Source());
+        source.flags = 1; // NEARFILE_SOURCE_FORK_SAFE
         source.read_at = (connection, offset, buf, len, outLen) -> {
             try {
                 var request = HttpRequest.newBuilder(URI.create(url)).header("Range", "bytes=" + offset + "-" + (offset + len.longValue() - 1));
@@ -143,8 +145,9 @@ class Java {
         Stats stats = sized(new Stats());
         check(Near.C.nearfile_get_stats(file, stats));
         System.out.println(stats.numbers[5] + " source reads, " + stats.numbers[0] + " hits");
-        // Eight threads at once.
-        boolean zeros = IntStream.range(0, 8).parallel().mapToObj(i -> pread(file, 16, (1L << 32) + (i << 20)))
+        // The library's threads fetch 64 MiB, and some of ours read them meanwhile.
+        check(Near.C.nearfile_prefetch(file, 1L << 32, 64 << 20, 1, null, null)); // NEARFILE_PREFETCH_NOWAIT
+        boolean zeros = IntStream.range(0, 64).parallel().mapToObj(i -> pread(file, 16, (1L << 32) + (i << 20)))
             .allMatch(got -> java.util.Arrays.equals(got, new byte[16]));
         if (!zeros) throw new AssertionError("not what is at 4 GiB");
         Near.C.nearfile_close(file);

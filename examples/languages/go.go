@@ -1,6 +1,7 @@
 // Reads the end of a far file through nearfile: go run go.go URL CACHE_DIR. Run it twice: the second run reads no source.
 //
-// cgo brings callbacks to Go from any thread: the source may have many connections. No panic may leave a callback.
+// cgo brings callbacks to Go from any thread, the library's own too: this source keeps no state (NEARFILE_SOURCE_FORK_SAFE), so many read
+// it at once, and ahead. No panic may leave a callback.
 package main
 
 /*
@@ -13,7 +14,8 @@ void goRelease(void *user_data);
 
 static inline int32_t open_handle(nearfile_cache *cache, uintptr_t handle, const char *key, const char *version, uint64_t size,
                                   nearfile_file **out) {
-  nearfile_source source = {.struct_size = sizeof source, .user_data = (void *)handle, .read_at = goReadAt, .release = goRelease};
+  nearfile_source source = {.struct_size = sizeof source, .flags = NEARFILE_SOURCE_FORK_SAFE, .user_data = (void *)handle,
+                            .read_at = goReadAt, .release = goRelease};
   nearfile_options options = {.struct_size = sizeof options, .key = key, .version = version, .size = size};
   return nearfile_open(cache, &source, &options, out);
 }
@@ -153,8 +155,12 @@ func main() {
 	stats := C.nearfile_stats{struct_size: C.sizeof_nearfile_stats}
 	must(call(func() int64 { return int64(C.nearfile_get_stats(file.c, &stats)) }))
 	fmt.Printf("%d source reads, %d hits\n", stats.source_reads, stats.hits)
+	// The library's threads fetch 64 MiB, and goroutines read them meanwhile.
+	must(call(func() int64 {
+		return int64(C.nearfile_prefetch(file.c, 1<<32, 64<<20, C.NEARFILE_PREFETCH_NOWAIT, nil, nil))
+	}))
 	var readers sync.WaitGroup
-	for i := int64(0); i < 8; i++ { // goroutines at once
+	for i := int64(0); i < 64; i++ {
 		readers.Add(1)
 		go func(offset int64) {
 			defer readers.Done()

@@ -1,8 +1,8 @@
 -- Reads the end of a far file through nearfile: luajit luajit.lua FILE CACHE_DIR. Run it twice: the second run reads no source.
 --
--- LuaJIT may be called back on its own thread only: max_connections = 1 keeps the callbacks on the thread that reads. A program
--- that wants parallel reads of its source gives one in C (nearfile/curl.h, in a library of its own). Nothing may leave a callback
--- by error(), and what calls one must not be compiled.
+-- LuaJIT may be called back on its own thread only: NEARFILE_READAHEAD_OFF keeps the callbacks on the thread that reads. A program
+-- that wants to read ahead gives a source in C (nearfile/curl.h, in a library of its own). Nothing may leave a callback by error(),
+-- and what calls one must not be compiled.
 local ffi = require "ffi"
 
 -- The installed header declares everything, once the lines for a preprocessor are out of it.
@@ -34,13 +34,14 @@ local function source_of(read)
     print("released")
   end)
   kept[callbacks] = true
-  local source = ffi.new("nearfile_source", {ffi.sizeof("nearfile_source"), max_connections = 1})
+  local source = ffi.new("nearfile_source", {ffi.sizeof("nearfile_source")})
   source.read_at, source.release = callbacks.read_at, callbacks.release
   return source
 end
 
 local function open(cache, read, key, version, size)
   local options = ffi.new("nearfile_options", {ffi.sizeof("nearfile_options"), key, version, size})
+  options.flags = 16 -- NEARFILE_READAHEAD_OFF
   local out = ffi.new("nearfile_file *[1]")
   check(near.nearfile_open(cache, source_of(read), options, out))
   return out[0]

@@ -1,8 +1,9 @@
 // Reads the end of a far file through nearfile: node node.js URL CACHE_DIR (npm install koffi). Run it twice: the second run reads no source.
 //
-// JavaScript may be called back on its own thread only. Of a synchronous call, max_connections: 1 keeps the callbacks there. Of an
-// asynchronous one (.async) koffi brings them there, while the event loop runs. A callback must have its answer when it returns: what
-// takes promises (fetch) runs in a worker, and the callback sleeps until it is done.
+// JavaScript may be called back on its own thread only. Of a synchronous call NEARFILE_READAHEAD_OFF keeps the callbacks there. Of an
+// asynchronous one (.async) koffi brings them there, while the event loop runs; so it would those of the library's own threads, and
+// a synchronous read that waits for such a thread would wait for ever. A callback must have its answer when it returns: what takes
+// promises (fetch) runs in a worker, and the callback sleeps until it is done.
 'use strict';
 const { Worker, isMainThread, parentPort } = require('node:worker_threads');
 
@@ -43,6 +44,7 @@ koffi.struct('nearfile_options', {
 // The numbers in their order: hits, misses, waits, bytes_asked, bytes_served, source_reads, ...
 koffi.struct('nearfile_stats', { struct_size: 'size_t', numbers: koffi.array('uint64_t', 16, 'Array') });
 
+const READAHEAD_OFF = 16;
 const library = koffi.load('libnearfile.so.0');
 const near = {
   cacheOpen: library.func('int32_t nearfile_cache_open(const char *dir, void *options, _Out_ void **cache)'),
@@ -86,9 +88,9 @@ function open(cache, url, etag, size) {
     console.log('released');
     setImmediate(() => [read_at, release].forEach(koffi.unregister));
   }, 'nearfile_release *');
-  const source = sized('nearfile_source', { max_connections: 1, read_at, release });
+  const source = sized('nearfile_source', { read_at, release });
   const out = [null];
-  check(near.open(cache, source, sized('nearfile_options', { key: url, version: etag, size }), out));
+  check(near.open(cache, source, sized('nearfile_options', { key: url, version: etag, size, flags: READAHEAD_OFF }), out));
   return out[0];
 }
 

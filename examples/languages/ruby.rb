@@ -1,7 +1,7 @@
 # Reads the end of a far file through nearfile: ruby ruby.rb URL CACHE_DIR. Run it twice: the second run reads no source.
 #
-# Ruby may be called back on its own threads only: max_connections = 1 keeps the callbacks on the thread that reads. A program that
-# wants parallel reads of its source gives one in C (nearfile/curl.h, in a library of its own). No exception may leave a callback.
+# Ruby may be called back on its own threads only: READAHEAD_OFF keeps the callbacks on the thread that reads. A program that wants
+# to read ahead gives a source in C (nearfile/curl.h, in a library of its own). No exception may leave a callback.
 require "fiddle/import"
 require "net/http"
 
@@ -15,6 +15,7 @@ module Near
                     "uint32_t mode", "uint32_t flags", "char *data_path", "char *index_path"]
   # The numbers in their order: hits, misses, waits, bytes_asked, bytes_served, source_reads, ...
   Stats = struct ["size_t struct_size", "uint64_t numbers[16]"]
+  READAHEAD_OFF = 16
   extern "int32_t nearfile_cache_open(char *, void *, void *)"
   extern "void nearfile_cache_close(void *)"
   extern "int32_t nearfile_open(void *, void *, void *, void *)"
@@ -60,7 +61,7 @@ module Near
     release = Fiddle::Closure::BlockCaller.new(Fiddle::TYPE_VOID, [Fiddle::TYPE_VOIDP]) { puts "released" }
     source, options, out = sized(Source), sized(Options), Fiddle::Pointer.malloc(8, Fiddle::RUBY_FREE)
     source.max_connections, source.read_at, source.release = 1, read_at, release
-    options.key, options.version, options.size = key, version, size
+    options.key, options.version, options.size, options.flags = key, version, size, READAHEAD_OFF
     check nearfile_open(cache, source, options, out)
     [out.ptr, read_at, release] # C calls the two until the file is closed
   end
