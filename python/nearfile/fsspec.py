@@ -249,7 +249,8 @@ class NearfileFileSystem(ChainedFileSystem):  # type: ignore[misc]
     target_protocol, target_options: the target; or `fs`, a filesystem (its kind and options count: it is made again in each process
     that reads).
     cache_dir: None: $XDG_CACHE_HOME/nearfile, else ~/.cache/nearfile. size_limit, page_size, min_free, when_full, max_fetch_bytes,
-    wait_ms: as `nearfile.Cache` has them. map, verify_always, trust_clean, max_connections: as `nearfile.Cache.open` has them.
+    wait_ms, workers: as `nearfile.Cache` has them. map, verify_always, trust_clean, max_connections, readahead: as
+    `nearfile.Cache.open` has them.
     check_seconds: for how long `cat_file` and `cat_ranges` believe what the target's `info` said of a file; `open` always asks.
 
     A file whose content has changed is another near copy from the next open on. While it is open, HTTP and S3 targets refuse
@@ -281,10 +282,12 @@ class NearfileFileSystem(ChainedFileSystem):  # type: ignore[misc]
         when_full: str = "evict",
         max_fetch_bytes: int = 0,
         wait_ms: int = 0,
+        workers: int = 0,
         map: bool = False,
         verify_always: bool = False,
         trust_clean: bool = False,
         max_connections: int = 0,
+        readahead: bool = True,
         check_seconds: float = 10.0,
         **kwargs: Any,
     ) -> None:
@@ -295,10 +298,11 @@ class NearfileFileSystem(ChainedFileSystem):  # type: ignore[misc]
         self._target, self._process, self._fs = _Target.of(fs), os.getpid(), fs
         self._cache_options = {
             "size_limit": size_limit, "page_size": page_size, "min_free": min_free, "when_full": when_full,
-            "max_fetch_bytes": max_fetch_bytes, "wait_ms": wait_ms,
+            "max_fetch_bytes": max_fetch_bytes, "wait_ms": wait_ms, "workers": workers,
         }  # fmt: skip
         self._file_options = {
             "map": map, "verify_always": verify_always, "trust_clean": trust_clean, "max_connections": max_connections,
+            "readahead": readahead,
         }  # fmt: skip
         self._cache_dir, self._check_seconds = cache_dir, check_seconds
         self._kept: Dict[str, _Kept] = {}

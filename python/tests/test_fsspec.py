@@ -105,7 +105,7 @@ def test_a_member_of_a_far_zip(server, near):
 
 
 def test_columns_of_a_far_parquet_file(server, near):
-    fs = over("http", near)
+    fs = over("http", {**near, "readahead": False})
     for _ in range(2):
         table = pyarrow.parquet.read_table(f"{server.url}/table.parquet", columns=["c", "f"], filesystem=fs)
         assert table["c"].to_numpy().tolist() == [*range(0, 150_000, 3)] and table["f"][49_999].as_py() == 49_999 * 6
@@ -116,7 +116,7 @@ def test_columns_of_a_far_parquet_file(server, near):
 
 
 def test_a_dataset_of_a_far_hdf5_file(server, near):
-    with fsspec.open(f"nearfile::{server.url}/arrays.h5", nearfile=near) as far, h5py.File(far) as file:
+    with fsspec.open(f"nearfile::{server.url}/arrays.h5", nearfile={**near, "readahead": False}) as far, h5py.File(far) as file:
         assert (file["wanted"][:] == numpy.arange(20_000)).all()
     pages = server.pages(PAGE)
     assert pages == sorted({*pages}) and len(pages) < 20_000 * 8 / PAGE + 5
@@ -384,7 +384,7 @@ def test_a_target_that_is_no_better_than_one_socket(near):
             return super().cat_file(path, start, end, **options)
 
     with memory_file(noise(SIZE)):
-        file = fsspec.filesystem("nearfile", fs=OneSocket(), **near).open("/dir/file")
+        file = fsspec.filesystem("nearfile", fs=OneSocket(), readahead=False, **near).open("/dir/file")
         one, other = concurrent.futures.ThreadPoolExecutor(1), concurrent.futures.ThreadPoolExecutor(1)
         with one, other:
             one.submit(file.pread, PAGE, 0).result()

@@ -37,14 +37,19 @@ def nginx(tmp_path_factory):
 def open_far(nginx, cache):
     """Opens a file of the server; at the end each page has been asked for once."""
     nginx.forget()
-    yield lambda name: cache.open(Http(f"{nginx.url}/{name}"), key=name, version="1", page_size=PAGE, size=(nginx.root / "far" / name).stat().st_size)
+
+    def open_name(name, **options):
+        size = (nginx.root / "far" / name).stat().st_size
+        return cache.open(Http(f"{nginx.url}/{name}"), key=name, version="1", page_size=PAGE, size=size, **options)
+
+    yield open_name
     pages = nginx.pages(PAGE)
     assert pages and pages == sorted({*pages})
 
 
 def test_parquet_columns(open_far, nginx):
     for opened in (lambda file: file, pyarrow.PythonFile, lambda file: io.BufferedReader(file)):
-        with open_far("table.parquet") as file:
+        with open_far("table.parquet", readahead=False) as file:
             parquet = pyarrow.parquet.ParquetFile(opened(file))
             assert parquet.read(["c"])["c"].to_numpy().tolist() == [*range(0, 3 * ROWS, 3)]
             assert parquet.read_row_group(4, ["h"])["h"][-1].as_py() == 8 * (ROWS - 1)
@@ -65,7 +70,7 @@ def test_arrow_batches(open_far):
 
 
 def test_hdf5(open_far, nginx):
-    with open_far("arrays.h5") as far, h5py.File(far) as file:
+    with open_far("arrays.h5", readahead=False) as far, h5py.File(far) as file:
         assert (file["chunked"][450:460] == numpy.arange(45_000, 46_000).reshape(10, 100)).all()
         some = len(nginx.pages(PAGE))
         assert (file["chunked"][:] == numpy.arange(100_000).reshape(1000, 100)).all()
