@@ -103,7 +103,28 @@ def test_what_a_source_raises_there_comes_out_of_the_read_that_needs_it(cache, s
                 file.pread(PAGE, 150 * PAGE)
         slow.broken = set()
         assert file.read() == DATA
+    # What no read needed is not kept for longer than the file.
+    assert not nearfile._source._raised and not nearfile._source._raised_aside
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_batch_of_which_a_thread_fails(cache, slow):
+    slow.broken = {50, 150}
+    with cache.open(slow, size=len(DATA), max_connections=4) as file:
+        for wanted in ([10, 50], [10, 50, 100, 150], [150, 50, 199, 3, 77, 120]):
+            with pytest.raises(ConnectionResetError, match="are broken"):
+                file.read_ranges([(page * PAGE, PAGE) for page in wanted])
+        assert {thread for thread, _ in slow.reads} > {threading.get_ident()}
+    assert not nearfile._source._raised and not nearfile._source._raised_aside
+
+
+def test_a_close_as_a_read_fails(cache, slow, monkeypatch):
+    slow.broken, last_error = {0}, nearfile._library.last_error
+    file = cache.open(slow, size=len(DATA))
+    monkeypatch.setattr(nearfile._library, "last_error", lambda filled: (file.close(), last_error(filled))[1])
+    with pytest.raises(ConnectionResetError, match="are broken"):
+        file.pread(1, 0)
+    assert file.closed
 
 
 @pytest.mark.parametrize("end", ["falls off the end", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGINT)", "file.close()", "del file"])
