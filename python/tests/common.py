@@ -14,6 +14,14 @@ import time
 import urllib.parse
 
 
+said = []
+
+
+def say(line):
+    """A line for the end of the run: a figure that was seen."""
+    said.append(line)
+
+
 def noise(size, seed=1):
     return random.Random(seed).randbytes(size)
 

@@ -10,7 +10,7 @@ import time
 
 import nearfile
 import pytest
-from common import noise, run_child, wait_until
+from common import Logged, noise, run_child, run_children, say, wait_until
 
 PAGE, PAGES = 4096, 200
 DATA = noise(PAGE * PAGES)
@@ -106,6 +106,20 @@ def test_what_a_source_raises_there_comes_out_of_the_read_that_needs_it(cache, s
     # What no read needed is not kept for longer than the file.
     assert not nearfile._source._raised and not nearfile._source._raised_aside
     assert capfd.readouterr() == ("", "")
+
+
+def test_forked_children_while_threads_fetch(tmp_path):
+    (tmp_path / "far").write_bytes(DATA)
+    source = Logged(tmp_path / "far", tmp_path / "log", 0.05)
+    with nearfile.Cache(tmp_path / "small", page_size=PAGE, max_fetch_bytes=10 * PAGE) as small:
+        with small.open(source, key="k", version="1") as file:
+            file.prefetch(wait=False)
+            wait_until(source.reads)
+            run_children([lambda: file.pread(len(DATA), 0) == DATA] * 4)
+            assert file.read() == DATA
+    assert source.pages(PAGE) == [*range(PAGES)]
+    readers = {pid for pid, _, _ in source.reads()}
+    say(f"4 children forked while the library's threads fetch: {PAGES} pages, each read once, by {len(readers)} processes")
 
 
 def test_a_batch_of_which_a_thread_fails(cache, slow):

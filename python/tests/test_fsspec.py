@@ -26,7 +26,7 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 import pytest
-from common import Nginx, noise, run_children, s3_server, wait_until
+from common import Nginx, noise, run_children, s3_server, say, wait_until
 from fsspec_worker import PAGE, SIZE, identity, read_all, read_pickled
 
 PAGES = [*range((SIZE + PAGE - 1) // PAGE)]
@@ -99,6 +99,7 @@ def test_a_member_of_a_far_zip(server, near):
         assert file.read() == noise(300_000, 2)
     pages = server.pages(PAGE)
     assert pages == sorted({*pages})
+    say(f"two members of a zip over HTTP: {len(pages)} pages, each asked for once")
     # The other way round: the key tells which archive.
     with fsspec.open(f"nearfile::zip://inner.csv::{server.url}/data.zip", nearfile=near) as file:
         assert file.readline() == b"x,y\n" and file.raw.name == f"zip://inner.csv::{server.url}/data.zip"
@@ -111,15 +112,17 @@ def test_columns_of_a_far_parquet_file(server, near):
         assert table["c"].to_numpy().tolist() == [*range(0, 150_000, 3)] and table["f"][49_999].as_py() == 49_999 * 6
     pages, size = server.pages(PAGE), fs.size(f"{server.url}/table.parquet")
     assert pages == sorted({*pages})
-    print(f"2 of 8 columns, twice: {len(pages)} of {(size + PAGE - 1) // PAGE} pages, each asked for once")
+    say(f"2 of 8 columns of a Parquet file over HTTP, twice: {len(pages)} of {(size + PAGE - 1) // PAGE} pages, each asked for once")
     assert len(pages) < (size + PAGE - 1) // PAGE / 2
 
 
 def test_a_dataset_of_a_far_hdf5_file(server, near):
     with fsspec.open(f"nearfile::{server.url}/arrays.h5", nearfile={**near, "readahead": False}) as far, h5py.File(far) as file:
         assert (file["wanted"][:] == numpy.arange(20_000)).all()
+        size = far.size
     pages = server.pages(PAGE)
     assert pages == sorted({*pages}) and len(pages) < 20_000 * 8 / PAGE + 5
+    say(f"a dataset of two of an HDF5 file over HTTP: {len(pages)} of {(size + PAGE - 1) // PAGE} pages, each asked for once")
 
 
 def test_without_fsspec_it_says_what_to_install():
@@ -150,7 +153,7 @@ def test_a_changed_object_is_another_near_copy(server, near, root):
 
 
 def test_cat_file_believes_for_a_while(server, near, root):
-    far, url, patient, eager = root / "far" / "shown", f"{server.url}/shown", over("http", near), over("http", {**near, "check_seconds": 0})
+    far, url, patient, eager = root / "far" / "shown", f"{server.url}/shown", over("http", {**near, "check_seconds": 1000}), over("http", {**near, "check_seconds": 0})
     far.write_bytes(b"1" * 10)
     for _ in range(5):
         assert patient.cat_file(url, 2, 4) == eager.cat_file(url, 2, 4) == b"11"
@@ -191,7 +194,7 @@ def test_eight_forked_workers(server, near, opened):
     make = functools.partial(identity, file) if opened == "before the fork" else functools.partial(fs.open, f"{server.url}/noise")
     run_children([functools.partial(read_all, make, seed, data) for seed in range(8)])
     assert server.pages(PAGE) == PAGES
-    print(f"8 forked workers: {len(PAGES)} pages, each asked for once, in {methods(server).count('GET')} requests")
+    say(f"8 workers forked, the file opened {opened}: {len(PAGES)} pages, each asked for once, in {methods(server).count('GET')} requests")
 
 
 def test_eight_spawned_workers(server, near):
@@ -204,7 +207,7 @@ def test_eight_spawned_workers(server, near):
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0] * 8
     assert server.pages(PAGE) == PAGES
-    print(f"8 spawned workers: {len(PAGES)} pages, each asked for once, in {methods(server).count('GET')} requests")
+    say(f"8 workers spawned: {len(PAGES)} pages, each asked for once, in {methods(server).count('GET')} requests")
 
 
 def test_a_fork_while_threads_read(server, near):
@@ -258,7 +261,7 @@ def test_s3(s3, near):
     run_children([functools.partial(read_all, functools.partial(identity, file), seed, data) for seed in range(4)])
     stats = fs.cache.stats()
     assert stats.source_bytes == SIZE and stats.pages_fetched == len(PAGES)
-    print(f"S3, 4 forked workers: {stats.source_bytes} of {SIZE} bytes read, in {stats.source_reads} requests")
+    say(f"S3, 4 forked workers: {stats.source_bytes} of {SIZE} bytes read, in {stats.source_reads} requests")
     assert [entry.key for entry in fs.cache.list()] == ["s3://shelf/dir/noise"]
     # Another content: refused under the open file, and another near copy at the next open.
     file.raw.discard()

@@ -10,7 +10,7 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 import pytest
-from common import Http, Nginx, noise
+from common import Http, Nginx, noise, say
 
 PAGE = 16_384
 ROWS = 50_000
@@ -54,7 +54,7 @@ def test_parquet_columns(open_far, nginx):
             assert parquet.read(["c"])["c"].to_numpy().tolist() == [*range(0, 3 * ROWS, 3)]
             assert parquet.read_row_group(4, ["h"])["h"][-1].as_py() == 8 * (ROWS - 1)
     pages = len(nginx.pages(PAGE))
-    print(f"a column and a part of another, three times: {pages} of {(file.size + PAGE - 1) // PAGE} pages")
+    say(f"a column of a Parquet file and a part of another, three times: {pages} of {(file.size + PAGE - 1) // PAGE} pages")
     assert pages < (file.size + PAGE - 1) // PAGE / 2
 
 
