@@ -4,12 +4,13 @@
 //! One read, from above:
 //!
 //! ```text
-//! ffi ─ File::read_at ─ Pair::copy_out: word, copy, word again ── same: a hit, one system call, no lock
-//!                            │ something absent, or changed
-//!                       Miss::step: claim a run of absent pages ─ Pool::read: the source, into a buffer of ours
+//! ffi ─ File::read_at ─ Pair::hit: word, copy, word again ── same: a hit, one system call, no lock
+//!                            │ something absent, changed, or to be compared first
+//!                       Fetcher::read: Miss::step: claim a run of absent pages ─ Pool::read: the source, into a buffer of ours
 //!                            │                                         │
-//!                            │                       Miss::accept: the caller's bytes, then taken ─ pwrite ─ filled, unlock, wake
-//!                            └ held by another: wait for its beat, and after `wait` read the source around the pair
+//!                            │                       Miss::accept: the caller's bytes; Store::keep: taken ─ pwrite ─ filled, unlock, wake
+//!                            ├ held by another: wait for its beat, and after `wait` read the source around the pair
+//!                            └ more is missing, or will be, and the source is slow: workers fetch beside it (Ticket, Fill)
 //! ```
 //!
 //! A local fault (a full disk, a broken index, a stuck process) never fails a read: it becomes a read of the source and a count.

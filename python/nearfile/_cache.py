@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         close_source: bool
         fork_safe: bool
         max_connections: int
+        readahead: bool
 
 
 Path = Union[str, "os.PathLike[str]"]
@@ -63,7 +64,8 @@ class Entry(NamedTuple):
 class Cache:
     """A cache directory: made 0700 if need be; None: $XDG_CACHE_HOME/nearfile, else ~/.cache/nearfile.
 
-    Zero means the default: pages of 1 MiB, fetches of up to 8 MiB, 10,000 ms of waiting for another's fetch, no limit. `size_limit`
+    Zero means the default: pages of 1 MiB, fetches of up to 8 MiB, 10,000 ms of waiting for another's fetch, at most 16 threads of the
+    library's own (`workers`) that read ahead and beside the one that reads, no limit. `size_limit`
     bounds the directory over all its files and processes and is kept there; at the limit pages are evicted ("evict"), or no more are
     kept ("stop"), or the file's are all dropped ("flush"). Files opened through a cache outlive it.
 
@@ -85,6 +87,7 @@ class Cache:
         when_full: str = "evict",
         max_fetch_bytes: int = 0,
         wait_ms: int = 0,
+        workers: int = 0,
     ) -> None:
         self._handle: Optional[c.CacheHandle] = None
         if when_full not in c.WHEN_FULL:
@@ -97,6 +100,7 @@ class Cache:
             "when_full": when_full,
             "max_fetch_bytes": index(max_fetch_bytes),
             "wait_ms": index(wait_ms),
+            "workers": index(workers),
         }
         options = c.CCacheOptions(
             size_limit=c.unsigned("size_limit", size_limit),
@@ -105,6 +109,7 @@ class Cache:
             max_fetch_bytes=c.unsigned("max_fetch_bytes", max_fetch_bytes),
             when_full=c.WHEN_FULL[when_full],
             wait_ms=c.unsigned("wait_ms", wait_ms, 32),
+            workers=c.unsigned("workers", workers, 32),
         )
         handle = c.CacheHandle()
         _check(c.cache_open(None if dir is None else c.path("dir", dir), byref(options), byref(handle)))
@@ -131,6 +136,7 @@ class Cache:
         close_source: bool = False,
         fork_safe: bool = False,
         max_connections: int = 0,
+        readahead: bool = True,
     ) -> File:
         """Opens the near copy of a remote file. Nothing is read from the source, but its size if that is None.
 
@@ -156,6 +162,7 @@ class Cache:
         close_source: calls source.close() when the last handle of the file is closed.
         fork_safe: the callable or read_at keeps no state and no connection: forked children may go on with it.
         max_connections: the most that are open at once; 1: calls never overlap. 0: 16, or 1 for a file object.
+        readahead: False: nothing is read ahead, and the source is called on the thread that reads only.
         """
         if self._handle is None:
             raise ValueError("the cache is closed")
@@ -163,7 +170,7 @@ class Cache:
             self._options, self._handle, source, key=key, version=version, size=size, page_size=page_size,
             size_limit=size_limit, exact=exact, frozen=frozen, verify_always=verify_always, trust_clean=trust_clean,
             map=map, data_path=data_path, index_path=index_path, reopen=reopen, close_source=close_source, fork_safe=fork_safe,
-            max_connections=max_connections,
+            max_connections=max_connections, readahead=readahead,
         )  # fmt: skip
         return File(*handle_again_name)
 
@@ -253,7 +260,7 @@ def open_handle(
         page_size=c.unsigned("page_size", options["page_size"]),
         size_limit=c.unsigned("size_limit", options["size_limit"]),
         mode=c.EXACT if options["exact"] else c.PAGED,
-        flags=sum(flag for name, flag in flags.items() if options[name]),
+        flags=sum(flag for name, flag in flags.items() if options[name]) | (0 if options["readahead"] else c.READAHEAD_OFF),
     )
     for name in ("data_path", "index_path"):
         if options[name] is not None:

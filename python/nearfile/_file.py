@@ -184,9 +184,14 @@ class File(io.RawIOBase):
     # ---- what is cached ----
 
     def prefetch(
-        self, offset: int = 0, length: Optional[int] = None, progress: Optional[Callable[[int, int], Any]] = None
+        self,
+        offset: int = 0,
+        length: Optional[int] = None,
+        progress: Optional[Callable[[int, int], Any]] = None,
+        *,
+        wait: bool = True,
     ) -> None:
-        """Fetches what is absent in a range and waits for it.
+        """Fetches what is absent in a range and waits for it; or, where `wait` is False, has threads of the library fetch it.
 
         `progress(done_bytes, total_bytes)` is called as it goes; it ends the call with `CancelledError` by returning a true value,
         or with an exception of its own.
@@ -194,7 +199,7 @@ class File(io.RawIOBase):
         offset, length = self._range(offset, length)
         with _source.gathering(), _source.heard(progress or int) as number:
             callback = c.PROGRESS() if progress is None else _source.PROGRESS
-            status = c.prefetch(self._handle, offset, length, 0, callback, number)
+            status = c.prefetch(self._handle, offset, length, 0 if wait else c.PREFETCH_NOWAIT, callback, number)
         self._done(status)
 
     def extent(self, offset: int) -> Tuple[int, bool]:

@@ -14,17 +14,20 @@ import stat
 import sys
 import threading
 from operator import index
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, TypeVar, Union
 
 from . import _library as c
 
 Path = Union[str, bytes, "os.PathLike[Any]"]
+T = TypeVar("T")
 
 
 # ---- connections: one opened use of a source each ----
 
 
 class _Connection:
+    source: int  # the number of the one that opened it
+
     def read_into(self, address: int, size: int, offset: int) -> int:
         raise NotImplementedError
 
@@ -248,18 +251,28 @@ class _Thread(threading.local):
 _thread = _Thread()
 _codes = itertools.cycle(range(1, 2**31 - 1))
 _raised: Dict[int, BaseException] = {}
+# The same of the library's own threads, with the number of the source: often no call fails by them, as who reads tries again itself.
+_raised_aside: Dict[int, Tuple[int, BaseException]] = {}
 # By thread: exceptions that a callback could not catch, such as a KeyboardInterrupt at its first instruction.
 _lost: Dict[int, BaseException] = {}
 _MOST_RAISED = 256
 
 
-def _keep(error: BaseException) -> int:
-    """The code under which a call finds it; the oldest goes, should nobody have asked for it."""
+def _keep(error: BaseException, number: int) -> int:
+    """The code under which a call finds it. The number is the source's or the connection's that raised it."""
     code = next(_codes)
-    _raised[code] = error
-    if len(_raised) > _MOST_RAISED:
-        _raised.pop(next(iter(_raised)), None)
+    if sys._getframe(2).f_back is None:  # below the callback there is no call of Python's
+        _enter(_raised_aside, code, (getattr(_connections.get(number), "source", number), error))
+    else:
+        _enter(_raised, code, error)
     return code
+
+
+def _enter(table: Dict[int, T], code: int, entry: T) -> None:
+    """The oldest goes, should nobody have asked for it."""
+    table[code] = entry
+    if len(table) > _MOST_RAISED:
+        table.pop(next(iter(table)), None)
 
 
 def failure(status: int) -> BaseException:
@@ -268,7 +281,7 @@ def failure(status: int) -> BaseException:
     c.last_error(error)
     if status == c.ERROR_SOURCE and error.status == status:
         lost = _lost.pop(threading.get_ident(), None)
-        ours = _raised.pop(error.source_code, None) or lost
+        ours = _raised.pop(error.source_code, None) or _raised_aside.pop(error.source_code, (0, None))[1] or lost
         if ours is not None:
             return ours
     return c.exception_of(status, error)
@@ -344,7 +357,7 @@ def _answer(function: Callable[..., int], *arguments: Any) -> int:
         return function(*arguments)
     except BaseException as error:
         if gathered is None:
-            return _keep(error)
+            return _keep(error, arguments[0] or 0)
         gathered.append(error)
         return -1
     finally:
@@ -355,6 +368,7 @@ def _open(user_data: int, out: Any) -> int:
     connect = _sources[user_data].connect
     assert connect is not None
     connection, number = connect(), next(_numbers)
+    connection.source = user_data
     _connections[number] = connection
     out[0] = number
     return 0
@@ -428,6 +442,9 @@ PROGRESS, LIST = c.PROGRESS(_on_hear), c.LIST(_on_hear)
 
 def _forget(number: int) -> Source:
     _connections.pop(number, None)
+    for code, (source, _) in [*_raised_aside.items()]:
+        if source == number:
+            _raised_aside.pop(code, None)
     return _sources.pop(number)
 
 

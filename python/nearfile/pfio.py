@@ -60,7 +60,7 @@ class _Wrapper(File):
             cache._options, cache._handle, fileobj, key=None, version="", size=size, page_size=pagesize,
             size_limit=0 if cache_size_limit is None else max(1, cache_size_limit), exact=not pagesize, frozen=False,
             verify_always=False, trust_clean=False, map=False, data_path=paths[0], index_path=paths[1], reopen=reopen,
-            close_source=close_on_close, fork_safe=False, max_connections=0,
+            close_source=close_on_close, fork_safe=False, max_connections=0, readahead=True,
         )  # fmt: skip
 
         def wrap_again(file: File) -> Again:

@@ -6,9 +6,20 @@ import http.server
 import os
 import random
 import re
+import shutil
+import socket
+import subprocess
 import threading
 import time
 import urllib.parse
+
+
+said = []
+
+
+def say(line):
+    """A line for the end of the run: a figure that was seen."""
+    said.append(line)
 
 
 def noise(size, seed=1):
@@ -126,6 +137,83 @@ class HttpConnection:
 
     def close(self):
         self.http.close()
+
+
+class Nginx:
+    """An nginx of our own on a free port, over root/far, which logs each request, and dies with us."""
+
+    def __init__(self, root):
+        self.root, self.log = root, root / "access.log"
+        for _ in range(3):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                self.port = free.getsockname()[1]  # another program may take it before nginx does: then the next
+            (root / "nginx.conf").write_text(self.conf())
+            command = ["setpriv", "--pdeathsig", "TERM", shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")]
+            self.process = subprocess.Popen([*command, "-p", root, "-e", root / "error.log", "-c", root / "nginx.conf"])
+            try:
+                wait_until(lambda: (root / "nginx.pid").exists() or self.process.poll() is not None, 10)
+            except AssertionError:
+                pass
+            if self.process.poll() is None and (root / "nginx.pid").exists():
+                self.url = f"http://127.0.0.1:{self.port}"
+                return
+        raise SystemExit(f"nginx does not start: {(root / 'error.log').read_text()}")
+
+    def conf(self):
+        temps = "\n".join(f"  {kind}_temp_path {self.root}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        return f"""
+daemon off;
+master_process off;
+pid {self.root}/nginx.pid;
+events {{ worker_connections 256; }}
+http {{
+{temps}
+  log_format asked '$request_method $uri $status $http_range';
+  access_log {self.log} asked;
+  keepalive_requests 1000000;
+  autoindex on;
+  server {{
+    listen 127.0.0.1:{self.port};
+    root {self.root}/far;
+    location /whole/ {{ alias {self.root}/far/; max_ranges 0; }}
+  }}
+}}
+"""
+
+    def requests(self):
+        """A line each: method, path, status, range."""
+        # nginx writes the line of a request when its client may have its answer already, but before it takes up another request.
+        with socket.create_connection(("127.0.0.1", self.port)) as last:
+            last.sendall(b"GET /last HTTP/1.0\r\n\r\n")
+            while last.recv(4096):
+                pass
+        return [line for line in self.log.read_text().splitlines() if not line.startswith("GET /last ")]
+
+    def pages(self, page_size, name=""):
+        """The pages that were asked for, of all files or one, as often as they were."""
+        lines = [line for line in self.requests() if line.startswith(f"GET /{name}")]
+        found = [re.search(r" 206 bytes=(\d+)-(\d+)$", line) for line in lines]
+        assert all(found), lines
+        return sorted(page for one in found for page in range(int(one[1]) // page_size, int(one[2]) // page_size + 1))
+
+    def forget(self):
+        os.truncate(self.log, 0)  # nginx appends
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def s3_server():
+    import moto.server as server_module
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield "http://{}:{}".format(*server.get_host_and_port())
+    finally:
+        server.stop()
 
 
 def data_bytes(path):

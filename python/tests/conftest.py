@@ -4,11 +4,20 @@ import sys
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
+import common  # noqa: E402
+
 try:
     import nearfile
 except ModuleNotFoundError:
     sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
     import nearfile
+
+
+def pytest_terminal_summary(terminalreporter):
+    if common.said:
+        terminalreporter.section("what was fetched")
+        for line in common.said:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

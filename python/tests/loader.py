@@ -1,7 +1,9 @@
 """A data loader as PyTorch's over a far file: eight workers by fork, then by spawn, read samples of one file from an nginx in an order
 of their own each epoch. Every page is asked of the server once, over all workers and epochs, and every sample is right.
 
-    loader.py [--rounds N] [--seconds S]      in NEARFILE_TEST_DIR, an empty directory; one round is both ways of starting workers
+    loader.py [--rounds N] [--seconds S] [--torch]     in NEARFILE_TEST_DIR, an empty directory
+
+One round is both ways of starting workers. With --torch it is torch.utils.data.DataLoader that starts them.
 """
 
 import argparse
@@ -10,77 +12,18 @@ import multiprocessing
 import os
 import pathlib
 import random
-import re
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import nearfile  # noqa: E402
-from common import Http, noise, wait_until  # noqa: E402
+from common import Http, Nginx, noise  # noqa: E402
 
 WORKERS, EPOCHS, FULL = 8, 2, 30
 PAGE, SAMPLE, SAMPLES = 16_384, 5_000, 600
 SIZE = SAMPLE * SAMPLES
-
-
-# ---- the server ------------------------------------------------------------------------------------------------------------
-
-
-class Nginx:
-    """An nginx of our own on a free port, which logs the range of each request, and dies with us."""
-
-    def __init__(self, root):
-        self.root, self.log = root, root / "access.log"
-        for _ in range(3):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                self.port = free.getsockname()[1]  # another program may take it before nginx does: then the next
-            (root / "nginx.conf").write_text(self.conf())
-            command = ["setpriv", "--pdeathsig", "TERM", shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")]
-            self.process = subprocess.Popen([*command, "-p", root, "-e", root / "error.log", "-c", root / "nginx.conf"])
-            try:
-                wait_until(lambda: (root / "nginx.pid").exists() or self.process.poll() is not None, 10)
-            except AssertionError:
-                pass
-            if self.process.poll() is None and (root / "nginx.pid").exists():
-                return
-        raise SystemExit(f"nginx does not start: {(root / 'error.log').read_text()}")
-
-    def conf(self):
-        temps = "\n".join(f"  {kind}_temp_path {self.root}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        return f"""
-daemon off;
-master_process off;
-pid {self.root}/nginx.pid;
-events {{ worker_connections 256; }}
-http {{
-{temps}
-  log_format range '$status $http_range';
-  access_log {self.log} range;
-  keepalive_requests 1000000;
-  server {{ listen 127.0.0.1:{self.port}; root {self.root}/far; }}
-}}
-"""
-
-    def pages(self):
-        """The pages that were asked for, as often as they were."""
-        lines = self.log.read_text().splitlines()
-        found = [re.fullmatch(r"206 bytes=(\d+)-(\d+)", line) for line in lines]
-        assert all(found), lines
-        return sorted(page for one in found for page in range(int(one[1]) // PAGE, int(one[2]) // PAGE + 1))
-
-    def requests(self):
-        return len(self.log.read_text().splitlines())
-
-    def forget(self):
-        os.truncate(self.log, 0)  # nginx appends
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait()
 
 
 # ---- the loader --------------------------------------------------------------------------------------------------------------
@@ -124,26 +67,54 @@ def run_epochs(context, dataset, digests, seed):
     return wrong
 
 
-def one_way(method, root, server, digests, seed):
+class Tensors(Dataset):
+    """The same samples for torch."""
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, number):
+        import torch
+
+        return number, torch.frombuffer(bytearray(super().__getitem__(number)), dtype=torch.uint8)
+
+
+def run_torch_epochs(context, dataset, digests, seed):
+    """The same by torch."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    order = torch.Generator().manual_seed(seed)
+    options = {"batch_size": 16, "shuffle": True, "generator": order, "num_workers": WORKERS, "multiprocessing_context": context}
+    loader, wrong = DataLoader(Tensors(dataset.file), **options), 0
+    for _ in range(EPOCHS):
+        loaded = {
+            int(number): hashlib.sha256(bytes(sample.numpy())).digest() for numbers, samples in loader for number, sample in zip(numbers, samples)
+        }
+        wrong += sum(loaded.get(number) != digests[number] for number in range(SAMPLES))
+    return wrong
+
+
+def one_way(run, method, root, server, digests, seed):
     server.forget()
     place = tempfile.mkdtemp(prefix=f"{method}-", dir=root)
     with nearfile.Cache(place, page_size=PAGE) as cache:
-        with cache.open(Http(f"http://127.0.0.1:{server.port}/samples"), key="samples", version="1", size=SIZE) as file:
-            wrong = run_epochs(multiprocessing.get_context(method), Dataset(file), digests, seed)
-        reads = cache.stats().source_reads
-    wait_until(lambda: server.requests() >= reads, 5)  # nginx writes its line after the client has its answer
-    pages = server.pages()
+        with cache.open(Http(f"{server.url}/samples"), key="samples", version="1", size=SIZE) as file:
+            wrong = run(multiprocessing.get_context(method), Dataset(file), digests, seed)
+    pages = server.pages(PAGE)
     twice = len(pages) - len(set(pages))
     missing = (SIZE + PAGE - 1) // PAGE - len(set(pages))
     shutil.rmtree(place)
-    return wrong, twice, missing, server.requests()
+    return wrong, twice, missing, len(server.requests())
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=FULL)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--torch", action="store_true")
     limits = parser.parse_args()
+    run = run_torch_epochs if limits.torch else run_epochs
     root = pathlib.Path(tempfile.mkdtemp(prefix="loader-", dir=os.environ["NEARFILE_TEST_DIR"]))
     (root / "far").mkdir()
     data = noise(SIZE)
@@ -154,7 +125,7 @@ def main():
     try:
         while done < limits.rounds and time.monotonic() - began < limits.seconds and found == 0:
             for method in ("fork", "spawn"):
-                wrong, twice, missing, asked = one_way(method, root, server, digests, done)
+                wrong, twice, missing, asked = one_way(run, method, root, server, digests, done)
                 requests += asked
                 if wrong + twice + missing > 0:
                     found += wrong + twice + missing
@@ -167,7 +138,7 @@ def main():
         server.close()
     pages = (SIZE + PAGE - 1) // PAGE
     print(
-        f"{done} of {FULL} rounds: {WORKERS} workers by fork and {WORKERS} by spawn each, {EPOCHS} epochs of {SAMPLES} samples:"
+        f"{done} of {FULL} rounds{', by torch' * limits.torch}: {WORKERS} workers by fork and {WORKERS} by spawn each, {EPOCHS} epochs of {SAMPLES} samples:"
         f" {2 * done * pages} pages, each once, in {requests} requests to nginx; {found} found wrong"
     )
     return found > 0 or done == 0

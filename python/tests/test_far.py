@@ -1,6 +1,5 @@
 """Real consumers over far files: zipfile over HTTP and S3, PIL, numpy."""
 
-import contextlib
 import functools
 import io
 import random
@@ -10,7 +9,7 @@ import nearfile
 import numpy
 import PIL.Image
 import pytest
-from common import Http, noise, run_children, serving
+from common import Http, noise, run_children, s3_server, serving
 
 
 @pytest.fixture(scope="module")
@@ -109,18 +108,6 @@ class S3Connection:
 
     def close(self):
         self.client.close()
-
-
-@contextlib.contextmanager
-def s3_server():
-    import moto.server as server_module
-
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        yield "http://{}:{}".format(*server.get_host_and_port())
-    finally:
-        server.stop()
 
 
 def test_zip_over_s3(cache, root, monkeypatch):

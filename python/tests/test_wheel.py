@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 
+import fsspec
 import pytest
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -16,6 +17,14 @@ print(nearfile._library.LIBRARY._name)
 print(nearfile.__version__)
 with nearfile.open(io.BytesIO(b"0123456789")) as file, nearfile.pfio.SparseFileCache(file, 10) as other:
     print(other.read().decode())
+"""
+FSSPEC_SCRIPT = """
+import sys
+sys.path.append(sys.argv[1])  # where fsspec is
+import fsspec
+fsspec.filesystem("memory").pipe_file("/far", b"0123456789")
+with fsspec.open("nearfile::memory://far") as file:
+    print(type(file.fs).__module__, file.read().decode())
 """
 
 
@@ -53,3 +62,6 @@ def test_it_is_installed_and_reads(wheel, tmp_path):
     name, version, data = run(python, "-I", "-c", SCRIPT, XDG_CACHE_HOME=str(tmp_path)).split()
     assert name.startswith(str(tmp_path / "venv")) and name.endswith("nearfile/libnearfile.so.0")
     assert wheel.name.startswith(f"nearfile-{version}-") and data == "0123456789"
+    # fsspec finds the filesystem by its entry point, without an import of ours.
+    place = pathlib.Path(fsspec.__file__).parents[1]
+    assert run(python, "-I", "-c", FSSPEC_SCRIPT, place, XDG_CACHE_HOME=str(tmp_path)).split() == ["nearfile.fsspec", "0123456789"]
