@@ -199,6 +199,14 @@ class Server:
         stop(self.process)
 
 
+def sweep():
+    """Takes away the mounts of a run that was killed."""
+    for line in open("/proc/mounts"):
+        place = line.split()[1]
+        if place.startswith(f"{WORK}/"):
+            subprocess.run(["umount", "-l", place], check=False)
+
+
 class Rclone:
     """An rclone mount of the data, or of the server's, with its full cache in a directory."""
 
