@@ -199,6 +199,14 @@ class Server:
         stop(self.process)
 
 
+def sweep():
+    """Takes away the mounts of a run that was killed."""
+    for line in open("/proc/mounts"):
+        place = line.split()[1]
+        if place.startswith(f"{WORK}/"):
+            subprocess.run(["umount", "-l", place], check=False)
+
+
 class Rclone:
     """An rclone mount of the data, or of the server's, with its full cache in a directory."""
 
@@ -227,8 +235,11 @@ class Nbdkit:
         plugin = ["file", source] if source.startswith("/") else ["curl", source]
         self.process = start(["nbdkit", "-f", "-r", "-U", self.socket, "--filter=cache", *plugin, "cache-on-read=true",
                               f"cache-min-block-size={page}"], env={**os.environ, "TMPDIR": str(dir)})
-        wait_for("nbdkit", self.socket.exists, self.process)
-        self.url = f"nbd+unix:///?socket={self.socket}"
+        wait_for("nbdkit", self.listens, self.process)
+
+    def listens(self):
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.socket)) == 0
 
     def stop(self):
         stop(self.process)

@@ -42,7 +42,7 @@ def picture(group, cases, path):
     across = min(3, len(cases))
     down = math.ceil(len(cases) / across)
     most = max(sum("ratio" in column for column in case["contenders"].values()) for case in cases.values())
-    figure, axes = plt.subplots(down, across, figsize=(5.6 * across, (0.9 + 0.24 * most) * down), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(down, across, figsize=(6.2 * across, (0.9 + 0.24 * most) * down), squeeze=False, layout="constrained")
     for at, (name, case) in zip(axes.flat, cases.items()):
         bars(at, name, case)
     for at in axes.flat[len(cases):]:
