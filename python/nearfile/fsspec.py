@@ -254,8 +254,9 @@ class NearfileFileSystem(ChainedFileSystem):  # type: ignore[misc]
     check_seconds: for how long `cat_file` and `cat_ranges` believe what the target's `info` said of a file; `open` always asks.
 
     A file whose content has changed is another near copy from the next open on. While it is open, HTTP and S3 targets refuse
-    another content than the one that was opened (If-Match): that is an OSError with ESTALE. A file whose size the target does not
-    know is opened by the target. Works in forked and spawned workers; can be pickled, with its open files.
+    another content than the one that was opened (If-Match): that is an OSError with ESTALE. A target that keeps listings (s3fs) tells
+    of a change once it lists again (`invalidate_cache`). A file whose size the target does not know is opened by the target. Works in
+    forked and spawned workers; can be pickled, with its open files.
 
     >>> import fsspec, tempfile
     >>> with tempfile.TemporaryDirectory() as place:
