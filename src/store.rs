@@ -32,8 +32,9 @@ pub(crate) enum Attempt<'a> {
     Present,
 }
 
-/// Pages stored with one write, bytes: what stays in the CPU's cache between checksum and copy.
-const GROUP: u64 = 1 << 20;
+/// Pages are stored together up to multiples of this, bytes: what stays in the CPU's cache between checksum and copy, and what the kernel
+/// keeps, and maps, as one huge page where it is written at once.
+const GROUP: u64 = 2 << 20;
 
 impl<'a> Store<'a> {
     pub(crate) fn new(pair: &'a Pair, limits: Limits, counters: &'a Counters) -> Store<'a> {
@@ -66,10 +67,10 @@ impl<'a> Store<'a> {
     pub(crate) fn keep(&mut self, lock: &PageLock<'_>, bytes: &[u8]) -> bool {
         let (pages, run) = (self.pair.pages(), lock.run());
         let mut all = true;
-        let a_group = (GROUP / pages.page_size).max(1);
         let mut first = run.first;
         while first <= run.last {
-            let Some(group) = self.admitted(Run { first, last: run.last }.head(a_group)) else {
+            let to_boundary = GROUP - first * pages.page_size % GROUP;
+            let Some(group) = self.admitted(Run { first, last: run.last }.head(to_boundary / pages.page_size)) else {
                 self.count_passed();
                 all = false;
                 first += 1;
