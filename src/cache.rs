@@ -5,14 +5,16 @@ use crate::directory::{Directory, Listed};
 use crate::error::{Error, Result};
 use crate::evict::Evictor;
 use crate::format::Header;
-use crate::index::Index;
+use crate::index::{Index, read_use};
 use crate::options::{CacheOptions, Limits, WhenFull, check_key};
 use crate::stats::{FileCounters, Stats};
 use crate::sync::Mutex;
 use crate::sys::fork::PerProcess;
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
 
 /// A directory of near copies. Cheap to clone; files opened through it stay usable when it is dropped. Usable from any thread, and
 /// in children forked after it was opened.
@@ -63,6 +65,26 @@ impl Cache {
         Stats { cached_pages, cached_bytes, size_limit, ..Stats::of(shared.control.counts()) }
     }
 
+    /// The same without a look into every index, for who asks often: `cached_bytes` is then what the limit is held against, and
+    /// `cached_pages` is 0.
+    pub fn counters(&self) -> Stats {
+        self.shared.tell_all();
+        let Some(shared) = self.shared.directory.shared() else { return Stats::default() };
+        let (cached_bytes, size_limit) = (shared.budget.used(), shared.budget.limit());
+        Stats { cached_bytes, size_limit, ..Stats::of(shared.control.counts()) }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.shared.directory.path()
+    }
+
+    /// Whether processes share it. Where they cannot (another user's directory, NFS, a foreign `control`) the log says why when it is
+    /// opened, and nothing in it is counted or given up.
+    pub fn is_shared(&self) -> bool {
+        self.shared.directory.shared().is_some()
+    }
+
     /// Gives up the least useful until the directory holds no more than `keep_bytes`; pinned, frozen and just fetched pages stay.
     pub fn trim(&self, keep_bytes: u64) -> Result<()> {
         let trimmed = self.shared.evictor.trim(keep_bytes, self.shared.limits.wait);
@@ -83,10 +105,24 @@ impl Cache {
             let open = listed.is_open();
             let (data_path, index_path) =
                 (directory.place_of(&named(&listed.header.mirror, "data")), directory.place_of(&listed.name));
+            let (held_bytes, used) = read_use(listed.index.as_fd()).ok()?;
             let (cached_pages, cached_bytes) = Index::map(listed.index, &listed.header, false).ok()?.census();
             let Header { key, version, size, page_size, made, .. } = listed.header;
-            let entry =
-                Entry { key, version, size, page_size, data_path, index_path, cached_pages, cached_bytes, open, outdated: false };
+            let entry = Entry {
+                key,
+                version,
+                size,
+                page_size,
+                data_path,
+                index_path,
+                cached_pages,
+                cached_bytes,
+                held_bytes,
+                made: since_1970(made),
+                used: since_1970(used),
+                open,
+                outdated: false,
+            };
             Some((made, entry))
         };
         let mut entries: Vec<(u64, Entry)> = directory.list().filter_map(entry).collect();
@@ -122,10 +158,20 @@ pub struct Entry {
     pub cached_pages: u64,
     /// Bytes of those.
     pub cached_bytes: u64,
+    /// Bytes that its pages take of the limit: the file-system blocks that they touch.
+    pub held_bytes: u64,
+    /// When it was made: orders the versions of a key.
+    pub made: SystemTime,
+    /// When a session of it last began or ended.
+    pub used: SystemTime,
     /// Whether some process has it open.
     pub open: bool,
     /// Whether a newer near copy of the key is there.
     pub outdated: bool,
+}
+
+fn since_1970(nanoseconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds)
 }
 
 impl Shared {

@@ -165,6 +165,10 @@ impl Directory {
         log::warn(|| format!("{}: {why}: the file is cached for this process alone", self.place_of(name).display()));
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn place_of(&self, name: &CStr) -> PathBuf {
         self.path.join(OsStr::from_bytes(name.to_bytes()))
     }
@@ -328,6 +332,16 @@ impl Directory {
         match self.join(self.fd.as_ref()?, &listed.name, listed.index, wanted, wait) {
             Ok(Found::Pair(pair)) => Some(pair),
             _ => None,
+        }
+    }
+
+    /// The mirror of a pair that is in the directory.
+    pub(crate) fn open_mirror(&self, listed: &Listed) -> io::Result<OwnedFd> {
+        let dir = self.fd.as_ref().map(|fd| fd.as_fd());
+        let mirror = file::open_at(dir, &named(&listed.header.mirror, "data"), Open::Existing)?;
+        match unfit(&file::stat(mirror.as_fd())?) {
+            Some(why) => Err(io::Error::other(format!("its mirror {why}"))),
+            None => Ok(mirror),
         }
     }
 

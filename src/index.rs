@@ -166,6 +166,11 @@ impl Index {
         epoch_of(self.count)
     }
 
+    /// The epoch of the session that is on, or of the last one, whoever is in it.
+    pub(crate) fn epoch_now(&self) -> u16 {
+        epoch_of(self.session().count())
+    }
+
     /// Whether a page can be trusted without comparing it: the session was opened clean, and the page was filled or compared in one
     /// that ended well, with none since that did not.
     pub(crate) fn is_sound(&self, word: Word) -> bool {

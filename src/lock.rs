@@ -213,3 +213,24 @@ pub(crate) fn dropping(index: BorrowedFd<'_>, wait: Duration) -> io::Result<Opti
     }
     Ok(Some(description))
 }
+
+/// Whether some handle keeps every page of an index where it is.
+pub(crate) fn is_frozen(index: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(holder(index, FREEZE_LOCK, 1)?.is_some_and(|holder| holder.kind == Kind::Shared))
+}
+
+/// The pages that others hold now, of the first `count`, in order: shared by pins, or alone by who fetches or drops them.
+pub(crate) fn held(index: BorrowedFd<'_>, count: u64) -> io::Result<Vec<(Run, Kind)>> {
+    let (mut found, mut unasked) = (Vec::new(), Vec::from_iter((count > 0).then(|| Run { first: 0, last: count - 1 })));
+    while let Some(run) = unasked.pop() {
+        let Some(other) = holder(index, LOCK_BASE + run.first, run.count())? else { continue };
+        // It reaches beyond what was asked for, perhaps, and others hold the pages beside it.
+        let first = other.first.saturating_sub(LOCK_BASE).max(run.first);
+        let last = other.last.saturating_sub(LOCK_BASE).min(run.last);
+        found.push((Run { first, last }, other.kind));
+        unasked.extend((first > run.first).then(|| Run { first: run.first, last: first - 1 }));
+        unasked.extend((last < run.last).then(|| Run { first: last + 1, last: run.last }));
+    }
+    found.sort_by_key(|(run, _)| run.first);
+    Ok(found)
+}
