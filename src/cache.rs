@@ -52,6 +52,11 @@ impl Cache {
         Ok(Cache { shared: Arc::new(Shared { directory, evictor, limits, telling: PerProcess::new() }) })
     }
 
+    /// `$XDG_CACHE_HOME/nearfile`, else `$HOME/.cache/nearfile`.
+    pub fn default_path() -> Result<PathBuf> {
+        Directory::default_path()
+    }
+
     /// Numbers over all processes that ever used the directory; of the present pages, counted in every index, and never more than what
     /// the limit is held against.
     pub fn stats(&self) -> Stats {
