@@ -8,5 +8,7 @@ fn main() {
     if target == "linux" {
         println!("cargo:rustc-link-arg=-Wl,-soname,libnearfile.so.0");
         println!("cargo:rustc-link-arg=-Wl,-z,nodelete");
+        // The tool gets the above, too: the last name counts, and it must not be the library's.
+        println!("cargo:rustc-link-arg-bins=-Wl,-soname,nearfile");
     }
 }

@@ -81,6 +81,22 @@ add_custom_target(nearfile_cargo ${all}
   COMMENT "cargo: nearfile ${PROJECT_VERSION} (${cargo_profile}, ${rust_target})"
   USES_TERMINAL VERBATIM)
 
+# --- the tool ----------------------------------------------------------------------------------------------------------
+
+if(NEARFILE_TOOL)
+  set(tool_file "${PROJECT_BINARY_DIR}/bin/nearfile")
+  add_custom_target(nearfile_tool ${all}
+    COMMAND "${NEARFILE_CARGO}" build --locked --bin nearfile --features tool --profile ${cargo_profile}
+      --target ${rust_target} --target-dir "${NEARFILE_CARGO_TARGET_DIR}"
+    COMMAND "${CMAKE_COMMAND}" -E make_directory "${PROJECT_BINARY_DIR}/bin"
+    COMMAND "${CMAKE_COMMAND}" -E copy_if_different "${cargo_out}/nearfile" "${tool_file}"
+    BYPRODUCTS "${tool_file}"
+    WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+    COMMENT "cargo: the tool nearfile ${PROJECT_VERSION} (${cargo_profile}, ${rust_target})"
+    USES_TERMINAL VERBATIM)
+  add_dependencies(nearfile_tool nearfile_cargo) # one cargo at a time
+endif()
+
 # --- the targets; nearfile-config.cmake.in makes the same of what is installed -----------------------------------------
 
 add_library(nearfile::shared SHARED IMPORTED GLOBAL)

@@ -1,4 +1,5 @@
-# What is installed, in two components: runtime (the shared library) and development (everything to build against it).
+# What is installed, in three components: runtime (the shared library), development (everything to build against it) and tool (the
+# program, its man page and completions).
 # The prefix may be moved afterwards: nothing installed names it.
 
 include(CMakePackageConfigHelpers)
@@ -19,17 +20,37 @@ install(DIRECTORY include/ DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT d
 file(GLOB licenses CONFIGURE_DEPENDS LICENSE*)
 install(FILES ${licenses} DESTINATION "${CMAKE_INSTALL_DOCDIR}" COMPONENT runtime)
 
-# `cmake --install --strip` and cpack strip CMake's own targets only; these libraries are cargo's.
-function(strip_on_request component flag file)
+# `cmake --install --strip` and cpack strip CMake's own targets only; these files are cargo's.
+function(strip_on_request component flag dir file)
   install(CODE "
     if(CMAKE_INSTALL_DO_STRIP)
-      get_filename_component(dir \"${CMAKE_INSTALL_LIBDIR}\" ABSOLUTE BASE_DIR \"\${CMAKE_INSTALL_PREFIX}\")
+      get_filename_component(dir \"${dir}\" ABSOLUTE BASE_DIR \"\${CMAKE_INSTALL_PREFIX}\")
       execute_process(COMMAND \"${CMAKE_STRIP}\" ${flag} \"\$ENV{DESTDIR}\${dir}/${file}\")
     endif()" COMPONENT ${component})
 endfunction()
 if(CMAKE_STRIP)
-  strip_on_request(runtime --strip-unneeded ${so_file})
-  strip_on_request(development --strip-debug ${static_file})
+  strip_on_request(runtime --strip-unneeded "${CMAKE_INSTALL_LIBDIR}" ${so_file})
+  strip_on_request(development --strip-debug "${CMAKE_INSTALL_LIBDIR}" ${static_file})
+endif()
+
+# --- the tool ----------------------------------------------------------------------------------------------------------
+
+if(NEARFILE_TOOL)
+  install(PROGRAMS "${tool_file}" DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT tool)
+  if(CMAKE_STRIP)
+    strip_on_request(tool --strip-all "${CMAKE_INSTALL_BINDIR}" nearfile)
+  endif()
+  install(FILES share/man/man1/nearfile.1 DESTINATION "${CMAKE_INSTALL_MANDIR}/man1" COMPONENT tool)
+  install(FILES share/completions/nearfile.bash
+    DESTINATION "${CMAKE_INSTALL_DATADIR}/bash-completion/completions" RENAME nearfile COMPONENT tool)
+  install(FILES share/completions/nearfile.fish DESTINATION "${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d" COMPONENT tool)
+  # Where packages put them on Debian; elsewhere, and under /usr/local, zsh looks into site-functions.
+  if(CMAKE_INSTALL_PREFIX STREQUAL "/usr" AND EXISTS /etc/debian_version)
+    set(zsh_dir zsh/vendor-completions)
+  else()
+    set(zsh_dir zsh/site-functions)
+  endif()
+  install(FILES share/completions/_nearfile DESTINATION "${CMAKE_INSTALL_DATADIR}/${zsh_dir}" COMPONENT tool)
 endif()
 
 # --- find_package ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # Sourced by the consumers' tests, which get from ctest: CMAKE GENERATOR CC CXX CFLAGS CXXFLAGS VERSION BUILD BUILD_TYPE
-# CARGO_TARGET, and their own directory as $1.
+# CARGO_TARGET TOOL, and their own directory as $1.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$1

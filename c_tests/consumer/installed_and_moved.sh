@@ -11,6 +11,16 @@ lib=$(dirname "$(dirname "$pc")")
 for link in libnearfile.so "libnearfile.so.${VERSION%%.*}"; do
   [ "$(readlink -f "$lib/$link")" = "$(readlink -f "$lib")/libnearfile.so.$VERSION" ] || die "$link leads elsewhere"
 done
+if [ "$TOOL" = ON ]; then
+  tool=$work/moved/bin/nearfile
+  [ "$("$tool" --version)" = "nearfile $VERSION" ] || die "the tool has another version"
+  if readelf -d "$tool" | grep -F libnearfile; then die "the tool needs the library, or takes its name"; fi
+  for file in man1/nearfile.1 completions/nearfile vendor_completions.d/nearfile.fish _nearfile; do
+    find "$work/moved/share" -path "*/$file" -size +0 | grep -q . || die "$file was not installed"
+  done
+  bash -c ". '$work/moved/share/bash-completion/completions/nearfile'; COMP_WORDS=(nearfile ver) COMP_CWORD=1
+    _nearfile nearfile ver nearfile; [ \"\${COMPREPLY[*]}\" = verify ]" || die "bash completes 'nearfile ver' otherwise"
+fi
 
 # The adapters are tried where the libraries of all were found.
 all_adapters=OFF
