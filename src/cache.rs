@@ -180,14 +180,19 @@ fn since_1970(nanoseconds: u64) -> SystemTime {
 }
 
 impl Shared {
+    /// Remembers the counters of a file. A forked child does so when it first tells something of one that it inherited.
     pub(crate) fn enroll(&self, counters: &Arc<FileCounters>) {
+        if !counters.here().enroll() {
+            return;
+        }
         let mut telling = self.telling.get().lock();
         telling.retain(|counters| counters.strong_count() > 0);
         telling.push(Arc::downgrade(counters));
     }
 
     /// Adds what a file has counted since it was last told.
-    pub(crate) fn tell(&self, counters: &FileCounters) {
+    pub(crate) fn tell(&self, counters: &Arc<FileCounters>) {
+        self.enroll(counters);
         if let Some(shared) = self.directory.shared() {
             shared.control.count(&counters.here().untold());
         }

@@ -1,7 +1,7 @@
 //! What happened, in numbers: of a file in this process, and of a cache over all of them. Counting takes no lock and no syscall; the
 //! counters that a hit touches are spread over cache lines by thread.
 
-use crate::sync::{AtomicU64, Ordering, STRIPES, stripe_of_thread};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, STRIPES, stripe_of_thread};
 use crate::sys::fork::PerProcess;
 
 /// Numbers of a file (of this process) or of a cache (of all processes since the directory was made).
@@ -74,6 +74,7 @@ const HIT_BYTES: usize = COUNTS;
 pub(crate) struct Counters {
     stripes: [Stripe; STRIPES],
     told: [AtomicU64; COUNTS],
+    enrolled: AtomicU32,
 }
 
 impl Counters {
@@ -104,6 +105,11 @@ impl Counters {
             }
         }
         totals
+    }
+
+    /// True once: who asks sees to it that this process knows of them when it tells what it counted.
+    pub(crate) fn enroll(&self) -> bool {
+        self.enrolled.swap(1, Ordering::Relaxed) == 0
     }
 
     /// What was counted since the last call, over all callers: their sum is right in whatever order they come.
