@@ -182,8 +182,7 @@ impl File {
 
     /// Small reads that follow each other, of what is present.
     fn read_small(&self, buf: &mut [u8]) -> Option<usize> {
-        let fits = self.tell().checked_add(buf.len() as u64).is_some_and(|end| end <= self.size());
-        let pair = self.shared.near.pair().filter(|_| fits && !self.shared.trust.never)?;
+        let pair = self.shared.near.pair().filter(|_| !self.shared.trust.never)?;
         let counters = self.shared.counters.here();
         let pages = self.shared.pages;
         let word = |at: u64| pair.index().load(pages.page_of(at)).ok().filter(|word| word.is_present()).map(|word| word.0);
@@ -196,7 +195,7 @@ impl File {
             }
             copied
         };
-        let served = self.small.read(&self.position, buf, word, fill);
+        let served = self.small.read(&self.position, self.size(), buf, word, fill);
         served.then(|| {
             counters.hit(buf.len() as u64);
             buf.len()

@@ -31,11 +31,12 @@ impl Small {
     }
 
     /// Reads at the position and moves it, if the buffer has it all, or `fill`, which copies what is present of one page and returns how
-    /// much that is, brings it. `word` is the word of the page that holds an offset, if that is present. The read lies within the file.
+    /// much that is, brings it. `word` is the word of the page that holds an offset, if that is present.
     #[inline]
     pub(crate) fn read(
         &self,
         position: &AtomicU64,
+        size: u64,
         out: &mut [u8],
         word: impl Fn(u64) -> Option<u64>,
         fill: impl FnOnce(u64, &mut [u8]) -> usize,
@@ -45,7 +46,8 @@ impl Small {
         }
         let mut state = self.state.get().lock();
         let at = position.load(Ordering::Acquire);
-        let end = at + out.len() as u64;
+        // Looked at here, where it is used: another thread may move it past the end meanwhile.
+        let Some(end) = at.checked_add(out.len() as u64).filter(|&end| end <= size) else { return false };
         if !(state.has(at, end) && word(state.start) == Some(state.word)) {
             let follows = state.expected == at + 1;
             state.expected = end + 1;
@@ -99,7 +101,7 @@ mod tests {
             let mut out = [0; 100];
             let before = position.load(Ordering::Relaxed);
             let word = |_| Some(if before < 2_000 { 1 } else { 2 }); // the page goes and comes back once
-            let here = small.read(&position, &mut out, word, |at, buffer| {
+            let here = small.read(&position, 20_000, &mut out, word, |at, buffer| {
                 fills += 1;
                 for (n, byte) in buffer.iter_mut().enumerate() {
                     *byte = (at as usize + n) as u8;
@@ -115,7 +117,7 @@ mod tests {
         }
         assert_eq!((served, fills), (199, 3));
         position.store(7, Ordering::Relaxed);
-        assert!(!small.read(&position, &mut [0; 10], |_| None, |_, _| panic!("a jump is not filled for")));
-        assert!(!small.read(&position, &mut [0; SMALL + 1], |_| None, |_, _| panic!("a large one neither")));
+        assert!(!small.read(&position, 20_000, &mut [0; 10], |_| None, |_, _| panic!("a jump is not filled for")));
+        assert!(!small.read(&position, 20_000, &mut [0; SMALL + 1], |_| None, |_, _| panic!("a large one neither")));
     }
 }
