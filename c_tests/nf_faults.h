@@ -266,6 +266,7 @@ static enum call nf_call_of_command(int command, const void *argument) {
 int fcntl(int fd, int command, ...) {
   NEXT(fcntl)
   THE_REST(command, void *);
+  if (command == F_GETFD) return next(fd, command);  // a debug build's own check of its descriptors, which aborts
   return nf_fails(nf_call_of_command(command, rest), RETURNS_TO, NULL) ? -1 : next(fd, command, rest);
 }
 
