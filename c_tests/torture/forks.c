@@ -153,10 +153,12 @@ static void grandchild_holds(struct heirs *heirs, nearfile_pin *pin) {
   nf_child_ends();
 }
 
+static const char *generation = "child";  // of the same numbers, other keys: nobody else pins or drops there meanwhile
+
 static void pass_a_pin_on(uint64_t number) {
   struct heirs *heirs = nf_shared(sizeof *heirs);
-  char key[30];
-  snprintf(key, sizeof key, "pinned %" PRIu64, number % 100);
+  char key[40];
+  snprintf(key, sizeof key, "pinned %s %" PRIu64, generation, number % 100);
   nearfile_file *file = nf_open_far(parent.cache, parent.far, FAR_AT_OPEN, key);
   nearfile_pin *pin = NULL;
   CHECK_ALL(file, VERSION);
@@ -196,6 +198,7 @@ static void child(uint64_t number) {
     pthread_t thread = nf_thread(read_ranges, &reader);
     pid_t grandchild = nf_fork(WATCHDOG_S);
     if (grandchild == 0) {
+      generation = "grandchild";
       child_does(number / 5);
       nf_child_ends();
     }
