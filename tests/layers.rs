@@ -75,6 +75,18 @@ fn the_check_itself_sees_a_wrong_import() {
     assert_eq!(imports("use crate::{file::File, sys};\nuse crate::range::Run; crate::log::warn"), ["file", "sys", "range", "log"]);
 }
 
+/// The lint denies it, and nothing in the tool allows it.
+#[test]
+fn the_tool_is_safe_and_uses_the_public_api_alone() {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/nearfile");
+    let files: Vec<PathBuf> = fs::read_dir(tool).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() > 5, "{files:?}");
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("unsafe") && !text.contains("nearfile::ffi") && !text.contains("libc::"), "{}", file.display());
+    }
+}
+
 #[test]
 fn only_the_named_rooms_are_unsafe() {
     let allowed = ["sys", "ffi", "log"];

@@ -118,7 +118,7 @@ fn panel(copies: &Copies, interval: &Interval, history: &VecDeque<Vec<f64>>, scr
         let peak = rates.iter().copied().fold(0.0, f64::max);
         let total = value_of(stats, name);
         let total = if is_bytes { units::size(total) } else { units::count(total) };
-        let trouble = matches!(name, "source_errors" | "passed_through" | "checksum_failures") && peak > 0.0;
+        let trouble = matches!(name, "source_errors" | "checksum_failures") && peak > 0.0;
         let line = sparks(&rates, peak);
         let (now, most) = (rate(interval.rate(name), is_bytes), rate(peak, is_bytes));
         shown +=
