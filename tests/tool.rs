@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
-use tool::kit::{Kit, PAGE, bytes_of};
+use tool::kit::{Kit, PAGE, bytes_of, close};
 
 #[test]
 fn a_directory_that_is_not_there_is_told_and_not_made() {
@@ -89,7 +89,7 @@ fn ls_and_stat_show_every_version() {
     let kit = Kit::new();
     let older = kit.file("s3://bucket/a", "1", 10);
     older.read_at(&mut [0; 10], 0).unwrap();
-    drop(older);
+    close(older);
     let newer = kit.file("s3://bucket/a", "2", 10);
     newer.read_at(&mut vec![0; 3 * PAGE], 0).unwrap();
     drop(kit.file("s3://bucket/b\n", "", 2));
@@ -109,7 +109,7 @@ fn ls_and_stat_show_every_version() {
     let ambiguous = kit.tool(&["stat", "bucket"]);
     assert_eq!(ambiguous.code, 1);
     assert!(ambiguous.error.contains("2 keys contain"), "{}", ambiguous.error);
-    drop(newer);
+    close(newer);
     let stat = kit.json(&["stat"], 0);
     assert_eq!((&stat["files"], &stat["open"], &stat["outdated"]), (&3.into(), &0.into(), &1.into()));
     assert_eq!(stat["counters"]["misses"], 2);
@@ -279,7 +279,9 @@ fn trim_gives_up_pages_and_says_what_stays() {
 fn rm_takes_every_version_and_open_files_later() {
     let kit = Kit::new();
     for version in ["1", "2"] {
-        kit.file("a", version, 4).read_at(&mut [0], 0).unwrap();
+        let file = kit.file("a", version, 4);
+        file.read_at(&mut [0], 0).unwrap();
+        close(file);
     }
     let open = kit.file("b", "", 4);
     open.read_at(&mut [0], 0).unwrap();
@@ -288,7 +290,7 @@ fn rm_takes_every_version_and_open_files_later() {
     assert_eq!(kit.files_left(), 2, "b's");
     assert!(kit.tool(&["rm", "b"]).out.contains("when the last process closes it"));
     assert_eq!(kit.json(&["ls"], 0)[0]["cached_pages"], 0);
-    drop(open);
+    close(open);
     assert_eq!((kit.files_left(), kit.json(&["stat"], 0)["held_bytes"].as_u64()), (0, Some(0)));
 }
 

@@ -4,6 +4,7 @@ use nearfile::{Cache, CacheOptions, Connection, File, Options, Source, SourceErr
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 pub const PAGE: usize = 4096;
 
@@ -17,6 +18,20 @@ pub struct Ended {
     pub code: i32,
     pub out: String,
     pub error: String,
+}
+
+/// Held while a child of this process has not become another program yet: until then it is in every session that this process is in.
+static SPAWNING: Mutex<()> = Mutex::new(());
+
+fn spawn(mut command: Command) -> Child {
+    let _spawning = SPAWNING.lock().unwrap();
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Closes a file as its last user.
+pub fn close(file: File) {
+    let _spawning = SPAWNING.lock().unwrap();
+    drop(file);
 }
 
 /// The bytes of a remote file, told by its name and version.
@@ -74,13 +89,13 @@ impl Kit {
     }
 
     pub fn tool_in(&self, dir: &Path, args: &[&str]) -> Ended {
-        let output = self.command(dir, args).output().unwrap();
+        let output = spawn(self.command(dir, args)).wait_with_output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Ended { code: output.status.code().unwrap_or(-1), out: text(output.stdout), error: text(output.stderr) }
     }
 
     pub fn start(&self, args: &[&str]) -> Child {
-        self.command(&self.dir, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        spawn(self.command(&self.dir, args))
     }
 
     /// What a command prints with --json, and nothing else.
@@ -101,7 +116,9 @@ impl Kit {
 
     /// Ctrl-C.
     pub fn interrupt(&self, child: &Child) {
-        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let mut kill = Command::new("kill");
+        kill.args(["-INT", &child.id().to_string()]);
+        assert!(spawn(kill).wait().unwrap().success());
     }
 
     /// Indexes and mirrors.
