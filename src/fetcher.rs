@@ -15,6 +15,7 @@ use crate::workers::{self, Job, Urgency};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 /// A pair, its source, and how the file is read. All handles of a file share it.
 #[derive(Debug)]
@@ -76,13 +77,17 @@ impl Fetcher {
         }
     }
 
-    /// Fetches what is absent of a run, and waits for nobody.
-    fn fill(&self, run: Run, keep: Keep) -> Vec<Piece> {
+    /// Fetches what is absent of a run, and waits for nobody. Returns what is to be handed over, and whether the source gave it all.
+    fn fill(&self, run: Run, keep: Keep) -> (Vec<Piece>, bool) {
         let counters = self.counters.here();
-        let Ok(mut fill) = shield(|| Ok(Fill::new(&self.pair, self.limits, counters, run, keep))) else { return Vec::new() };
+        let mut well = true;
+        let Ok(mut fill) = shield(|| Ok(Fill::new(&self.pair, self.limits, counters, run, keep))) else {
+            return (Vec::new(), false);
+        };
         while let Ok(Some((range, run))) = shield(|| Ok(fill.next())) {
             let mut beat = || self.beat(run);
             let read = self.source.read(range.start, fill.buffer(), self.pair.pages().size, counters, &mut beat);
+            well = read.is_ok();
             let accepted = shield(|| {
                 fill.accept(read);
                 Ok(())
@@ -91,7 +96,7 @@ impl Fetcher {
                 break;
             }
         }
-        fill.into_pieces()
+        (fill.into_pieces(), well)
     }
 
     fn beat(&self, run: Option<Run>) {
@@ -131,7 +136,7 @@ impl Fetcher {
         let mut runs = runs;
         if self.source.is_slow().is_none() {
             let [first, rest @ ..] = runs else { return pieces };
-            pieces = self.fill(*first, keep);
+            pieces = self.fill(*first, keep).0;
             runs = rest;
         }
         if beside == 0 || self.source.is_slow() != Some(true) {
@@ -148,7 +153,7 @@ impl Fetcher {
             together.waiting[rest].run_here(self);
         }
         while let Some(ticket) = together.waiting.pop_front() {
-            pieces.append(&mut ticket.wait());
+            pieces.append(&mut ticket.wait(self.limits.wait));
         }
         pieces.sort_by_key(|piece| piece.start);
         pieces
@@ -171,7 +176,8 @@ impl Fetcher {
 
     /// Has workers fetch a run, as far as it can be stored, and waits for nothing. False where none may.
     pub(crate) fn fetch_in_background(self: &Arc<Self>, run: Run) -> bool {
-        let beside = self.beside();
+        // A page that comes in pieces is for who asks for it.
+        let beside = if self.pair.pages().page_size <= self.limits.max_fetch { self.beside() } else { 0 };
         let rest = AtomicU64::new(run.first);
         let errand: Arc<dyn Job> =
             Arc::new(Errand { fetcher: Arc::downgrade(self), running: Arc::clone(self.running.get()), last: run.last, rest });
@@ -216,7 +222,7 @@ impl Ticket {
     fn run_here(&self, fetcher: &Fetcher) {
         if self.begin() {
             let ending = Ending(self);
-            let pieces = fetcher.fill(self.run, self.keep);
+            let (pieces, _) = fetcher.fill(self.run, self.keep);
             self.state.lock().pieces = pieces;
             drop(ending);
         }
@@ -227,25 +233,33 @@ impl Ticket {
         !std::mem::replace(&mut self.state.lock().begun, true)
     }
 
-    /// What came of it, which the next caller does not get again. Whoever waits for what no worker has begun gets nothing.
-    fn wait(&self) -> Vec<Piece> {
+    /// What came of it, which the next caller does not get again. Of what does not end in time nothing: who needs it meets its page locks,
+    /// and waits for those as for any holder's.
+    fn wait(&self, time: Duration) -> Vec<Piece> {
+        self.ended_within(time, |state| std::mem::take(&mut state.pieces))
+    }
+
+    fn ended_within<T>(&self, time: Duration, then: impl FnOnce(&mut TicketState) -> T) -> T {
+        let deadline = Instant::now() + time;
         let mut state = self.state.lock();
         while state.begun && !state.ended {
-            state = self.done.wait(state);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.done.wait_for(state, left);
         }
-        std::mem::take(&mut state.pieces)
+        then(&mut state)
     }
 
     /// Copies what came for the bytes from `at` on, once it is there; returns how many. Fetches it here if nobody has begun.
     pub(crate) fn copy(&self, fetcher: &Fetcher, at: u64, out: &mut [u8]) -> usize {
         self.run_here(fetcher);
-        let mut state = self.state.lock();
-        while !state.ended {
-            state = self.done.wait(state);
-        }
-        let Some(piece) = state.pieces.iter().find(|piece| (piece.start..piece.end()).contains(&at)) else { return 0 };
-        let copied = copy_overlap(piece.start, &piece.bytes, at, out);
-        (copied.end - copied.start) as usize
+        self.ended_within(fetcher.limits.wait, |state| {
+            let Some(piece) = state.pieces.iter().find(|piece| (piece.start..piece.end()).contains(&at)) else { return 0 };
+            let copied = copy_overlap(piece.start, &piece.bytes, at, out);
+            (copied.end - copied.start) as usize
+        })
     }
 
     /// Not wanted any more: no worker begins it.
@@ -291,7 +305,10 @@ impl Job for Errand {
                 if first > self.last {
                     break;
                 }
-                fetcher.fill(Run { first, last: self.last }.head(a_request), Keep::Nothing);
+                let (_, well) = fetcher.fill(Run { first, last: self.last }.head(a_request), Keep::Nothing);
+                if !well {
+                    self.rest.store(self.last + 1, Ordering::Relaxed); // who reads meets the failure
+                }
             }
         });
     }

@@ -190,7 +190,7 @@ impl File {
         let fill = |at: u64, buffer: &mut [u8]| {
             let len = buffer.len().min((pages.bytes(pages.page_of(at)).end - at) as usize);
             let copied = shield(|| Ok(pair.copy_out(at, &mut buffer[..len], self.shared.trust, counters))).unwrap_or(0);
-            if let Some(fetcher) = &self.shared.fetcher {
+            if let (Some(fetcher), false) = (&self.shared.fetcher, self.is_frozen()) {
                 self.ahead.hit(fetcher, at + copied as u64);
             }
             copied
@@ -293,6 +293,7 @@ impl File {
         if self.is_frozen() {
             return Ok(());
         }
+        self.ahead.end();
         let description = shield(|| match &self.shared.near {
             Near::Paged(pair) => match lock::freeze(pair.index().file(), self.shared.limits.wait) {
                 Ok(Some(description)) => Ok(Some(description)),

@@ -100,7 +100,7 @@ impl Opened {
             let counters = self.counters.here();
             if pair.hit(offset, out, self.trust) {
                 counters.hit(out.len() as u64);
-                self.note_hit(ahead, offset + out.len() as u64);
+                self.note_hit(ahead, offset + out.len() as u64, frozen);
                 return Ok(());
             }
         }
@@ -108,9 +108,10 @@ impl Opened {
     }
 
     #[inline(always)]
-    fn note_hit(&self, ahead: &Ahead, end: u64) {
-        if let Some(fetcher) = &self.fetcher {
-            ahead.hit(fetcher, end);
+    fn note_hit(&self, ahead: &Ahead, end: u64, frozen: bool) {
+        match &self.fetcher {
+            Some(fetcher) if !frozen => ahead.hit(fetcher, end),
+            _ => {}
         }
     }
 
@@ -123,7 +124,7 @@ impl Opened {
             done = shield(|| Ok(pair.copy_out(offset, out, self.trust, counters)))?;
             if done == out.len() {
                 counters.hit(len);
-                self.note_hit(ahead, offset + len);
+                self.note_hit(ahead, offset + len, frozen);
                 return Ok(());
             }
         }
