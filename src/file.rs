@@ -306,6 +306,7 @@ impl File {
             Near::Nowhere => Ok(None),
         })?;
         let _ = self.frozen.set(description);
+        self.ahead.end();
         Ok(())
     }
 
