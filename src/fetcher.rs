@@ -171,7 +171,9 @@ impl Fetcher {
 
     /// Has workers fetch a run, as far as it can be stored, and waits for nothing. False where none may.
     pub(crate) fn fetch_in_background(self: &Arc<Self>, run: Run) -> bool {
-        let beside = self.beside();
+        // A page that comes in several pieces is for who asks for it.
+        let fits = self.pair.pages().page_size <= self.limits.max_fetch;
+        let beside = if fits { self.beside() } else { 0 };
         let rest = AtomicU64::new(run.first);
         let errand: Arc<dyn Job> =
             Arc::new(Errand { fetcher: Arc::downgrade(self), running: Arc::clone(self.running.get()), last: run.last, rest });
