@@ -76,10 +76,10 @@ impl Fetcher {
         }
     }
 
-    /// Fetches what is absent of a run, and waits for nobody.
-    fn fill(&self, run: Run, keep: Keep) -> Vec<Piece> {
+    /// Fetches what is absent of a run, and waits for nobody. Also whether the source did not fail.
+    fn fill(&self, run: Run, keep: Keep) -> (Vec<Piece>, bool) {
         let counters = self.counters.here();
-        let Ok(mut fill) = shield(|| Ok(Fill::new(&self.pair, self.limits, counters, run, keep))) else { return Vec::new() };
+        let Ok(mut fill) = shield(|| Ok(Fill::new(&self.pair, self.limits, counters, run, keep))) else { return (Vec::new(), false) };
         while let Ok(Some((range, run))) = shield(|| Ok(fill.next())) {
             let mut beat = || self.beat(run);
             let read = self.source.read(range.start, fill.buffer(), self.pair.pages().size, counters, &mut beat);
@@ -91,7 +91,8 @@ impl Fetcher {
                 break;
             }
         }
-        fill.into_pieces()
+        let well = !fill.failed();
+        (fill.into_pieces(), well)
     }
 
     fn beat(&self, run: Option<Run>) {
@@ -131,7 +132,7 @@ impl Fetcher {
         let mut runs = runs;
         if self.source.is_slow().is_none() {
             let [first, rest @ ..] = runs else { return pieces };
-            pieces = self.fill(*first, keep);
+            pieces = self.fill(*first, keep).0;
             runs = rest;
         }
         if beside == 0 || self.source.is_slow() != Some(true) {
@@ -218,7 +219,7 @@ impl Ticket {
     fn run_here(&self, fetcher: &Fetcher) {
         if self.begin() {
             let ending = Ending(self);
-            let pieces = fetcher.fill(self.run, self.keep);
+            let (pieces, _) = fetcher.fill(self.run, self.keep);
             self.state.lock().pieces = pieces;
             drop(ending);
         }
@@ -293,7 +294,9 @@ impl Job for Errand {
                 if first > self.last {
                     break;
                 }
-                fetcher.fill(Run { first, last: self.last }.head(a_request), Keep::Nothing);
+                if !fetcher.fill(Run { first, last: self.last }.head(a_request), Keep::Nothing).1 {
+                    self.rest.fetch_max(self.last + 1, Ordering::Relaxed); // for the others, too
+                }
             }
         });
     }
