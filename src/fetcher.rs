@@ -9,12 +9,13 @@ use crate::pair::{Pair, Trust, copy_overlap};
 use crate::range::{Intervals, Run};
 use crate::source::Pool;
 use crate::stats::FileCounters;
-use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
+use crate::sync::{AtomicU64, Condvar, Guard, Mutex, Ordering};
 use crate::sys::fork::PerProcess;
 use crate::workers::{self, Job, Urgency};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 /// A pair, its source, and how the file is read. All handles of a file share it.
 #[derive(Debug)]
@@ -79,7 +80,9 @@ impl Fetcher {
     /// Fetches what is absent of a run, and waits for nobody. Also whether the source did not fail.
     fn fill(&self, run: Run, keep: Keep) -> (Vec<Piece>, bool) {
         let counters = self.counters.here();
-        let Ok(mut fill) = shield(|| Ok(Fill::new(&self.pair, self.limits, counters, run, keep))) else { return (Vec::new(), false) };
+        let Ok(mut fill) = shield(|| Ok(Fill::new(&self.pair, self.limits, counters, run, keep))) else {
+            return (Vec::new(), false);
+        };
         while let Ok(Some((range, run))) = shield(|| Ok(fill.next())) {
             let mut beat = || self.beat(run);
             let read = self.source.read(range.start, fill.buffer(), self.pair.pages().size, counters, &mut beat);
@@ -148,8 +151,11 @@ impl Fetcher {
             rest -= 1;
             together.waiting[rest].run_here(self);
         }
+        let mut patience = self.limits.wait;
         while let Some(ticket) = together.waiting.pop_front() {
-            pieces.append(&mut ticket.wait());
+            let came = ticket.wait(patience);
+            patience = if came.is_some() { self.limits.wait } else { Duration::ZERO };
+            pieces.append(&mut came.unwrap_or_default());
         }
         pieces.sort_by_key(|piece| piece.start);
         pieces
@@ -207,6 +213,8 @@ pub(crate) struct Ticket {
 struct TicketState {
     begun: bool,
     ended: bool,
+    /// Waited for as long as one waits, in vain: the pages' own beats tell the next how its fetcher goes on.
+    given_up: bool,
     pieces: Vec<Piece>,
 }
 
@@ -230,22 +238,32 @@ impl Ticket {
         !std::mem::replace(&mut self.state.lock().begun, true)
     }
 
-    /// What came of it, which the next caller does not get again. Whoever waits for what no worker has begun gets nothing.
-    fn wait(&self) -> Vec<Piece> {
+    /// What came of it, which the next caller does not get again; nothing where nobody has begun, `None` when the time is over.
+    fn wait(&self, time: Duration) -> Option<Vec<Piece>> {
         let mut state = self.state.lock();
-        while state.begun && !state.ended {
-            state = self.done.wait(state);
+        if state.begun {
+            state = self.until_ended(state, time);
         }
-        std::mem::take(&mut state.pieces)
+        (state.ended || !state.begun).then(|| std::mem::take(&mut state.pieces))
+    }
+
+    fn until_ended<'a>(&'a self, mut state: Guard<'a, TicketState>, time: Duration) -> Guard<'a, TicketState> {
+        let deadline = Instant::now() + time;
+        while !state.ended && !state.given_up {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.given_up = true;
+            } else {
+                state = self.done.wait_for(state, left);
+            }
+        }
+        state
     }
 
     /// Copies what came for the bytes from `at` on, once it is there; returns how many. Fetches it here if nobody has begun.
     pub(crate) fn copy(&self, fetcher: &Fetcher, at: u64, out: &mut [u8]) -> usize {
         self.run_here(fetcher);
-        let mut state = self.state.lock();
-        while !state.ended {
-            state = self.done.wait(state);
-        }
+        let state = self.until_ended(self.state.lock(), fetcher.limits.wait);
         let Some(piece) = state.pieces.iter().find(|piece| (piece.start..piece.end()).contains(&at)) else { return 0 };
         let copied = copy_overlap(piece.start, &piece.bytes, at, out);
         (copied.end - copied.start) as usize
