@@ -21,7 +21,13 @@ static void a_frozen_handle_reads_nothing_ahead(void) {
   NF_UNTIL(far->inside == 0, 20000);
   nf_sleep_us(50000);
   uint64_t reads = far->reads;
-  for (; nf_is_cached(file, at); at += PAGE) CHECK_PREAD(file, PAGE, at, VERSION);
+  int hits = 0;
+  for (; at < SIZE; at += PAGE) {
+    if (!nf_is_cached(file, at)) continue;
+    CHECK_PREAD(file, PAGE, at, VERSION);
+    hits++;
+  }
+  CHECK(hits > 0);
   nf_sleep_us(50000);
   CHECK_EQ(far->reads, reads);
   nearfile_close(file);

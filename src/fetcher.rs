@@ -9,7 +9,7 @@ use crate::pair::{Pair, Trust, copy_overlap};
 use crate::range::{Intervals, Run};
 use crate::source::Pool;
 use crate::stats::FileCounters;
-use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
+use crate::sync::{AtomicU64, Condvar, Guard, Mutex, Ordering};
 use crate::sys::fork::PerProcess;
 use crate::workers::{self, Job, Urgency};
 use std::collections::VecDeque;
@@ -77,17 +77,15 @@ impl Fetcher {
         }
     }
 
-    /// Fetches what is absent of a run, and waits for nobody. Returns what is to be handed over, and whether the source gave it all.
+    /// Fetches what is absent of a run, and waits for nobody. Also whether the source did not fail.
     fn fill(&self, run: Run, keep: Keep) -> (Vec<Piece>, bool) {
         let counters = self.counters.here();
-        let mut well = true;
         let Ok(mut fill) = shield(|| Ok(Fill::new(&self.pair, self.limits, counters, run, keep))) else {
             return (Vec::new(), false);
         };
         while let Ok(Some((range, run))) = shield(|| Ok(fill.next())) {
             let mut beat = || self.beat(run);
             let read = self.source.read(range.start, fill.buffer(), self.pair.pages().size, counters, &mut beat);
-            well = read.is_ok();
             let accepted = shield(|| {
                 fill.accept(read);
                 Ok(())
@@ -96,6 +94,7 @@ impl Fetcher {
                 break;
             }
         }
+        let well = !fill.failed();
         (fill.into_pieces(), well)
     }
 
@@ -152,8 +151,11 @@ impl Fetcher {
             rest -= 1;
             together.waiting[rest].run_here(self);
         }
+        let mut patience = self.limits.wait;
         while let Some(ticket) = together.waiting.pop_front() {
-            pieces.append(&mut ticket.wait(self.limits.wait));
+            let came = ticket.wait(patience);
+            patience = if came.is_some() { self.limits.wait } else { Duration::ZERO };
+            pieces.append(&mut came.unwrap_or_default());
         }
         pieces.sort_by_key(|piece| piece.start);
         pieces
@@ -176,8 +178,9 @@ impl Fetcher {
 
     /// Has workers fetch a run, as far as it can be stored, and waits for nothing. False where none may.
     pub(crate) fn fetch_in_background(self: &Arc<Self>, run: Run) -> bool {
-        // A page that comes in pieces is for who asks for it.
-        let beside = if self.pair.pages().page_size <= self.limits.max_fetch { self.beside() } else { 0 };
+        // A page that comes in several pieces is for who asks for it.
+        let fits = self.pair.pages().page_size <= self.limits.max_fetch;
+        let beside = if fits { self.beside() } else { 0 };
         let rest = AtomicU64::new(run.first);
         let errand: Arc<dyn Job> =
             Arc::new(Errand { fetcher: Arc::downgrade(self), running: Arc::clone(self.running.get()), last: run.last, rest });
@@ -210,6 +213,8 @@ pub(crate) struct Ticket {
 struct TicketState {
     begun: bool,
     ended: bool,
+    /// Waited for as long as one waits, in vain: the pages' own beats tell the next how its fetcher goes on.
+    given_up: bool,
     pieces: Vec<Piece>,
 }
 
@@ -233,33 +238,35 @@ impl Ticket {
         !std::mem::replace(&mut self.state.lock().begun, true)
     }
 
-    /// What came of it, which the next caller does not get again. Of what does not end in time nothing: who needs it meets its page locks,
-    /// and waits for those as for any holder's.
-    fn wait(&self, time: Duration) -> Vec<Piece> {
-        self.ended_within(time, |state| std::mem::take(&mut state.pieces))
+    /// What came of it, which the next caller does not get again; nothing where nobody has begun, `None` when the time is over.
+    fn wait(&self, time: Duration) -> Option<Vec<Piece>> {
+        let mut state = self.state.lock();
+        if state.begun {
+            state = self.until_ended(state, time);
+        }
+        (state.ended || !state.begun).then(|| std::mem::take(&mut state.pieces))
     }
 
-    fn ended_within<T>(&self, time: Duration, then: impl FnOnce(&mut TicketState) -> T) -> T {
+    fn until_ended<'a>(&'a self, mut state: Guard<'a, TicketState>, time: Duration) -> Guard<'a, TicketState> {
         let deadline = Instant::now() + time;
-        let mut state = self.state.lock();
-        while state.begun && !state.ended {
+        while !state.ended && !state.given_up {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                break;
+                state.given_up = true;
+            } else {
+                state = self.done.wait_for(state, left);
             }
-            state = self.done.wait_for(state, left);
         }
-        then(&mut state)
+        state
     }
 
     /// Copies what came for the bytes from `at` on, once it is there; returns how many. Fetches it here if nobody has begun.
     pub(crate) fn copy(&self, fetcher: &Fetcher, at: u64, out: &mut [u8]) -> usize {
         self.run_here(fetcher);
-        self.ended_within(fetcher.limits.wait, |state| {
-            let Some(piece) = state.pieces.iter().find(|piece| (piece.start..piece.end()).contains(&at)) else { return 0 };
-            let copied = copy_overlap(piece.start, &piece.bytes, at, out);
-            (copied.end - copied.start) as usize
-        })
+        let state = self.until_ended(self.state.lock(), fetcher.limits.wait);
+        let Some(piece) = state.pieces.iter().find(|piece| (piece.start..piece.end()).contains(&at)) else { return 0 };
+        let copied = copy_overlap(piece.start, &piece.bytes, at, out);
+        (copied.end - copied.start) as usize
     }
 
     /// Not wanted any more: no worker begins it.
@@ -305,9 +312,8 @@ impl Job for Errand {
                 if first > self.last {
                     break;
                 }
-                let (_, well) = fetcher.fill(Run { first, last: self.last }.head(a_request), Keep::Nothing);
-                if !well {
-                    self.rest.store(self.last + 1, Ordering::Relaxed); // who reads meets the failure
+                if !fetcher.fill(Run { first, last: self.last }.head(a_request), Keep::Nothing).1 {
+                    self.rest.fetch_max(self.last + 1, Ordering::Relaxed); // for the others, too
                 }
             }
         });

@@ -293,7 +293,6 @@ impl File {
         if self.is_frozen() {
             return Ok(());
         }
-        self.ahead.end();
         let description = shield(|| match &self.shared.near {
             Near::Paged(pair) => match lock::freeze(pair.index().file(), self.shared.limits.wait) {
                 Ok(Some(description)) => Ok(Some(description)),
@@ -307,6 +306,7 @@ impl File {
             Near::Nowhere => Ok(None),
         })?;
         let _ = self.frozen.set(description);
+        self.ahead.end();
         Ok(())
     }
 

@@ -45,6 +45,7 @@ pub(crate) struct Fill<'a> {
     asked: Range<u64>,
     buffer: Vec<u8>,
     pieces: Vec<Piece>,
+    failed: bool,
 }
 
 impl<'a> Fill<'a> {
@@ -53,7 +54,7 @@ impl<'a> Fill<'a> {
         // A page that comes in several pieces is for who asks for it.
         let fits = pair.pages().page_size <= limits.max_fetch;
         let rest = fits.then_some(run);
-        Fill { pair, limits, store, keep, rest, lock: None, asked: 0..0, buffer: Vec::new(), pieces: Vec::new() }
+        Fill { pair, limits, store, keep, rest, lock: None, asked: 0..0, buffer: Vec::new(), pieces: Vec::new(), failed: false }
     }
 
     /// What to read of the source next, into [`Fill::buffer`], and the pages to beat for meanwhile; `None` when the run is done.
@@ -83,6 +84,7 @@ impl<'a> Fill<'a> {
         let lock = self.lock.take();
         if read.is_err() {
             self.rest = None;
+            self.failed = true;
         }
         let stored = match &lock {
             Some(lock) if read.is_ok() => self.store.keep(lock, &self.buffer),
@@ -97,6 +99,11 @@ impl<'a> Fill<'a> {
             let bytes = std::mem::take(&mut self.buffer);
             self.pieces.push(Piece { start: self.asked.start, bytes });
         }
+    }
+
+    /// Whether the source failed.
+    pub(crate) fn failed(&self) -> bool {
+        self.failed
     }
 
     pub(crate) fn into_pieces(self) -> Vec<Piece> {

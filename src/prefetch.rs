@@ -44,7 +44,7 @@ impl File {
             return Ok(());
         }
         Err(Error::Unsupported(
-            "nobody to prefetch without waiting: the source needs an open or max_connections of 2 or more, max_fetch_bytes a page or more, and the file neither NEARFILE_READAHEAD_OFF, NEARFILE_EXACT nor to be frozen".into(),
+            "nobody to prefetch without waiting: the source needs an open or max_connections of 2 or more, and the file neither NEARFILE_READAHEAD_OFF, NEARFILE_EXACT nor to be frozen, and pages no larger than max_fetch_bytes".into(),
         ))
     }
 

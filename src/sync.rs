@@ -9,7 +9,7 @@ pub(crate) use std::thread::yield_now;
 #[cfg_attr(nearfile_tsan, path = "sync/seen.rs")]
 #[cfg_attr(not(nearfile_tsan), path = "sync/locks.rs")] // said for benches/rooms.rs, which has this file elsewhere in its tree
 mod locks;
-pub(crate) use locks::{Condvar, Mutex};
+pub(crate) use locks::{Condvar, Guard, Mutex};
 
 /// What many threads count at once is counted in so many places, each on a cache line of its own.
 pub(crate) const STRIPES: usize = 8;

@@ -1,5 +1,6 @@
 //! Locks and conditions: those of std.
 
+pub(crate) use std::sync::MutexGuard as Guard;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
