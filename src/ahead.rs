@@ -52,7 +52,7 @@ impl Ahead {
     #[cold]
     fn go_on(&self, fetcher: &Arc<Fetcher>, end: u64) {
         let mut state = self.state.get().lock();
-        if state.window == 0 || end > state.frontier {
+        if state.window == 0 || end > state.frontier || fetcher.beside() == 0 {
             // Another process's mark, or a jump: the next miss tells.
             self.mark.store(u64::MAX, Ordering::Relaxed);
             return;

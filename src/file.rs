@@ -221,8 +221,14 @@ impl File {
     }
 
     fn read_group(&self, group: &mut [RangeRead<'_>]) {
-        let wanted: Vec<Range<u64>> =
-            group.iter().map(|range| self.part(range.offset, range.buf.len())).filter(|cut| !cut.is_empty()).collect();
+        // A larger one goes by itself, which takes no second room for all of it.
+        let is_shared = |cut: &Range<u64>| cut.end - cut.start <= TOGETHER;
+        let wanted: Vec<Range<u64>> = group
+            .iter()
+            .map(|range| self.part(range.offset, range.buf.len()))
+            .filter(|cut| !cut.is_empty())
+            .filter(is_shared)
+            .collect();
         let pieces = if self.is_frozen() { Vec::new() } else { self.shared.gather(&wanted).unwrap_or_default() };
         for range in group.iter_mut().filter(|range| range.result.is_ok()) {
             let cut = self.part(range.offset, range.buf.len());

@@ -314,7 +314,12 @@ pub(crate) fn is_unsupported(error: &io::Error) -> bool {
 
 /// Gives a stretch's blocks back; it reads as zeros from then on.
 pub(crate) fn punch(file: BorrowedFd<'_>, stretch: Range<u64>) -> io::Result<()> {
-    let (from, len) = (offset(stretch.start)?, offset(stretch.end - stretch.start)?);
+    // A hole that is rounded up to whole blocks may end past the largest offset.
+    let end = stretch.end.min(i64::MAX.unsigned_abs());
+    let (from, len) = (offset(stretch.start)?, offset(end.saturating_sub(stretch.start))?);
+    if len == 0 {
+        return Ok(());
+    }
     let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: an open descriptor.
     check("fallocate punch", || unsafe { libc::fallocate(file.as_raw_fd(), how, from, len) }).map(drop)

@@ -159,7 +159,9 @@ impl Entry {
         if self.state.compare_exchange(open, closing, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return false;
         }
-        let idle = self.users.iter().all(|users| users.0.load(Ordering::SeqCst) == 0);
+        // Once more, now that whoever drops it waits: another may have taken the entry, and the number, since.
+        let sparable = self.taken.load(Ordering::Acquire) && self.sparable.load(Ordering::Relaxed);
+        let idle = sparable && self.users.iter().all(|users| users.0.load(Ordering::SeqCst) == 0);
         if idle {
             close(open as RawFd);
         }
