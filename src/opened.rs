@@ -121,7 +121,7 @@ impl Opened {
         let len = out.len() as u64;
         let mut done = 0;
         if let Near::Paged(pair) = &self.near {
-            done = shield(|| Ok(pair.copy_out(offset, out, self.trust, counters)))?;
+            done = shield(|| Ok(pair.copy_any(offset, out, self.trust, counters)))?; // `hit` was tried
             if done == out.len() {
                 counters.hit(len);
                 self.note_hit(ahead, offset + len, frozen);

@@ -232,8 +232,9 @@ impl Pair {
         self.mirror.copy_once(out, from, trust.map) && word::stood(word, || self.index.peek(page))
     }
 
+    /// [`Pair::copy_out`] without the short way.
     #[inline(never)]
-    fn copy_any(&self, from: u64, out: &mut [u8], trust: Trust, counters: &Counters) -> usize {
+    pub(crate) fn copy_any(&self, from: u64, out: &mut [u8], trust: Trust, counters: &Counters) -> usize {
         let mut done = 0;
         if !self.mirror.reads.allows() {
             return 0;
